@@ -1,0 +1,42 @@
+"""What every command shares: exit statuses, one-line failures, JSON and tables on a terminal or a pipe."""
+
+import json
+import sys
+from typing import NoReturn
+
+import click
+from rich.console import Console
+
+DONE = 0
+NO = 1
+USAGE = 2
+UNSUPPORTED = 3
+
+
+class Failure(click.ClickException):
+    """Ends the command with one clear line (what, why, what to do) and `exit_code`."""
+
+    def __init__(self, message: str, exit_code: int = NO) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: object = None) -> None:
+        """Print the line to stderr; newlines would break the promise of one line."""
+        click.echo(f"vmaweld: {' '.join(self.message.split())}", err=True)
+
+
+def fail(message: str, exit_code: int = NO) -> NoReturn:
+    """Raise `Failure`."""
+    raise Failure(message, exit_code)
+
+
+def print_json(value: object) -> None:
+    """`value` as indented JSON on stdout."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console that colours and fits to width on a terminal only; a pipe gets 100 columns, no colour."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 100, highlight=False, soft_wrap=False)

@@ -1,0 +1,1 @@
+"""The machine that is running: procfs, BPF snapshots, system calls, guests."""

@@ -1,0 +1,108 @@
+"""Snapshot: an address space as rows, whoever made it: the model, procfs or the BPF iterator."""
+
+from collections.abc import Sequence
+
+from vmaweld.abi import PAGE_SHIFT, VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE
+
+
+class Row:
+    """One VMA.
+
+    start, end: the range ``[start, end)`` in bytes, page aligned.
+    flags: ``VM_*`` bits. All of them when `Snapshot.flags_exact`, else only those that /proc/PID/maps shows
+        (read, write, exec, shared).
+    pgoff: ``vm_pgoff`` in pages, or None where the source does not show it (an anonymous VMA in procfs).
+    anon_vma: an identity that is equal for two VMAs when and only when they have the same anon_vma; 0 for none,
+        None where the source does not show it.
+    file: identity of the mapped file ("" for anonymous memory): a path where that is all there is.
+    name: what the kernel calls the VMA: ``[heap]``, ``[stack]``, ``[vdso]``, ``[anon:...]`` or "".
+    mempolicy: memory policy as text ("bind:0"), "" for none, None where the source does not show it.
+    uffd: identity of the userfaultfd context, 0 for none, None where the source does not show it.
+    chain: number of anon_vmas on ``anon_vma_chain``; None where the source does not show it.
+    """
+
+    __slots__ = ("start", "end", "flags", "pgoff", "anon_vma", "file", "name", "mempolicy", "uffd", "chain")
+
+    def __init__(
+        self,
+        start: int,
+        end: int,
+        flags: int,
+        *,
+        pgoff: int | None = None,
+        anon_vma: int | None = None,
+        file: str = "",
+        name: str = "",
+        mempolicy: str | None = None,
+        uffd: int | None = None,
+        chain: int | None = None,
+    ) -> None:
+        self.start = start
+        self.end = end
+        self.flags = flags
+        self.pgoff = pgoff
+        self.anon_vma = anon_vma
+        self.file = file
+        self.name = name
+        self.mempolicy = mempolicy
+        self.uffd = uffd
+        self.chain = chain
+
+    @property
+    def size(self) -> int:
+        """Bytes from start to end."""
+        return self.end - self.start
+
+    @property
+    def pages(self) -> int:
+        """Pages from start to end."""
+        return (self.end - self.start) >> PAGE_SHIFT
+
+    @property
+    def anonymous(self) -> bool:
+        """True where no file is mapped and nothing shared: memory that only anonymous pages can fill."""
+        return not self.file and not self.flags & VM_MAYSHARE
+
+    def perms(self) -> str:
+        """The protection as /proc/PID/maps writes it: ``rw-p``."""
+        return (
+            ("r" if self.flags & VM_READ else "-")
+            + ("w" if self.flags & VM_WRITE else "-")
+            + ("x" if self.flags & VM_EXEC else "-")
+            + ("s" if self.flags & VM_MAYSHARE else "p")
+        )
+
+    def __repr__(self) -> str:
+        pgoff = "?" if self.pgoff is None else f"{self.pgoff:#x}"
+        anon = "?" if self.anon_vma is None else f"{self.anon_vma:#x}" if self.anon_vma else "-"
+        what = self.name or self.file
+        return f"{self.start:x}-{self.end:x} {self.perms()} pgoff={pgoff} av={anon}{' ' + what if what else ''}"
+
+
+class Snapshot:
+    """The VMAs of one address space, in order of address.
+
+    source: "model", "procfs" or "bpf".
+    flags_exact: every bit of `Row.flags` is the kernel's (BPF, model; smaps shows most of them).
+    hidden: pgoff and anon_vma of anonymous VMAs are known.
+    consistent: nothing changed while the rows were read. A reader that cannot promise it sets False.
+    """
+
+    __slots__ = ("pid", "rows", "source", "flags_exact", "hidden", "consistent")
+
+    def __init__(
+        self,
+        pid: int,
+        rows: Sequence[Row],
+        *,
+        source: str,
+        flags_exact: bool,
+        hidden: bool,
+        consistent: bool = True,
+    ) -> None:
+        self.pid = pid
+        self.rows = rows
+        self.source = source
+        self.flags_exact = flags_exact
+        self.hidden = hidden
+        self.consistent = consistent

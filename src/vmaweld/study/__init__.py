@@ -1,0 +1,1 @@
+"""Replaying traces under policies, and saying what came of it."""

@@ -1,0 +1,1 @@
+"""Recording a command; reading perf and strace; the trace store."""

@@ -1,0 +1,1 @@
+"""The model held against a kernel, on programs at random."""

@@ -1,0 +1,1 @@
+"""Merging VMAs for real, in this process and in others, through userfaultfd."""
