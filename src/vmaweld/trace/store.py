@@ -1,0 +1,443 @@
+"""The trace file: events and true snapshots in one Parquet table, written and read as a stream.
+
+One row an event, one column a field of `Event`, in order of time. A true snapshot of a recorded process is a run
+of rows in the same table, at the very place in that order where it was taken: one row ``snapshot`` (pid, the number
+of VMAs, how exact it is), then one row ``vma`` for each VMA. So a trace is a single ordinary Parquet file, and "all
+events before it have happened" needs no clock. The schema and the metadata are documented in docs/trace-file.md.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vmaweld import __version__
+from vmaweld.events import Event
+from vmaweld.snapshot import Row, Snapshot
+
+FORMAT: Final = 1
+"""Version of the schema. A reader refuses a higher one; columns and keys may be added without raising it."""
+
+SNAPSHOT: Final = "snapshot"
+VMA: Final = "vma"
+_FLAGS_EXACT: Final = 1
+_HIDDEN: Final = 2
+_CONSISTENT: Final = 4
+
+_EVENT_COLUMNS: Final = (
+    ("op", pa.string()),
+    ("pid", pa.int32()),
+    ("addr", pa.uint64()),
+    ("length", pa.uint64()),
+    ("prot", pa.uint64()),
+    ("flags", pa.uint64()),
+    ("file", pa.string()),
+    ("pgoff", pa.uint64()),
+    ("new_addr", pa.uint64()),
+    ("new_length", pa.uint64()),
+    ("child", pa.int32()),
+    ("result", pa.int64()),
+    ("time", pa.int64()),
+)
+_ROW_COLUMNS: Final = (
+    ("anon_vma", pa.uint64()),
+    ("chain", pa.uint32()),
+    ("uffd", pa.uint64()),
+    ("name", pa.string()),
+    ("mempolicy", pa.string()),
+)
+SCHEMA: Final = pa.schema([*_EVENT_COLUMNS, *_ROW_COLUMNS])
+_DICTIONARY: Final = ["op", "pid", "prot", "file", "child", "name", "mempolicy", "flags"]
+
+_BATCH_ROWS: Final = 1 << 15
+_GROUP_ROWS: Final = 1 << 17
+
+
+class TraceError(Exception):
+    """A file is no trace that can be read; the message is one line: which file, why, what to do."""
+
+
+@dataclass(slots=True)
+class Metadata:
+    """What a trace says about itself; stored as JSON under the Parquet key ``vmaweld``.
+
+    command: argument vector of the recorded command.
+    started: wall clock at the start, ISO 8601 in UTC.
+    kernel: release of the kernel it ran on (``uname -r``). machine: ``uname -m``.
+    recorder: "perf", "strace", "sample" or whatever else made the events.
+    faults: "seen" where page faults were recorded; "assumed" where every writable private page counts as written.
+    page_size: bytes. max_map_count, overcommit: the sysctls' values. thp: "always", "madvise", "never" or "".
+    nodes: number of NUMA nodes.
+    exit_status: of the command; ``-N`` where signal N ended it, None where it is not known.
+    interrupted: the recording was cut short; what is there is whole.
+    losses: what is known to be missing, as counts by cause (``perf_records`` ...); empty where nothing is.
+    notes: one line each on what the recorder could not see.
+    duration: nanoseconds from the first to the last event. events, snapshots, processes: counts.
+    """
+
+    command: list[str] = field(default_factory=list)
+    started: str = ""
+    kernel: str = ""
+    machine: str = ""
+    recorder: str = ""
+    faults: str = "seen"
+    page_size: int = 4096
+    max_map_count: int = 65530
+    overcommit: int = 0
+    thp: str = ""
+    nodes: int = 1
+    exit_status: int | None = None
+    interrupted: bool = False
+    losses: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    duration: int = 0
+    events: int = 0
+    snapshots: int = 0
+    processes: int = 0
+    vmaweld: str = __version__
+    format: int = FORMAT
+
+    @property
+    def lost(self) -> int:
+        """Sum of all losses."""
+        return sum(self.losses.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(slots=True, frozen=True)
+class TakenSnapshot:
+    """A true snapshot. position: how many events of the trace came before it. time: nanoseconds since the start."""
+
+    position: int
+    time: int
+    snapshot: Snapshot
+
+
+class TraceWriter:
+    """Writes a trace as a stream: memory stays bounded, the file appears under its name when it is whole.
+
+    Leaving the ``with`` block publishes the file, on an interrupt (KeyboardInterrupt) as well, then marked
+    `Metadata.interrupted`; any other exception leaves no file.
+
+    >>> with TraceWriter("run.trace", Metadata(recorder="perf")) as writer:  # doctest: +SKIP
+    ...     writer.append(Event("munmap", 7, addr=0x10000, length=4096, result=0, time=12))
+    """
+
+    def __init__(self, path: str | os.PathLike[str], metadata: Metadata) -> None:
+        self.path = Path(path)
+        self.metadata = metadata
+        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._pending: list[Event] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._pids: set[int] = set()
+        self._first: int | None = None
+        metadata.events = metadata.snapshots = metadata.duration = 0
+        try:
+            # Times only rise, so their differences are tiny; zstd then packs them to a byte or two.
+            self._writer = pq.ParquetWriter(
+                self._partial,
+                SCHEMA,
+                compression="zstd",
+                use_dictionary=_DICTIONARY,
+                column_encoding={"time": "DELTA_BINARY_PACKED"},
+            )
+        except OSError as error:
+            raise TraceError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+    def append(self, event: Event) -> None:
+        """Add `event`; events come in the order in which they happened."""
+        self._pending.append(event)
+        if len(self._pending) >= _BATCH_ROWS:
+            self._collect()
+
+    def append_snapshot(self, snapshot: Snapshot, time: int) -> None:
+        """Add a true snapshot that was taken after all events so far and before all that follow."""
+        self._collect()
+        self.metadata.snapshots += 1
+        self._add(_snapshot_batch(snapshot, time))
+
+    def _collect(self) -> None:
+        pending = self._pending
+        if not pending:
+            return
+        self._pending = []
+        if self._first is None:
+            self._first = pending[0].time
+        self.metadata.duration = pending[-1].time - self._first
+        self.metadata.events += len(pending)
+        self._pids.update([event.pid for event in pending])
+        columns = [pa.array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
+        columns += [pa.nulls(len(pending), type) for _, type in _ROW_COLUMNS]
+        self._add(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        self._batches.append(batch)
+        self._rows += batch.num_rows
+        if self._rows >= _GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._batches:
+            try:
+                self._writer.write_table(pa.Table.from_batches(self._batches), row_group_size=2 * _GROUP_ROWS)
+            except OSError as error:
+                raise TraceError(f"cannot write {self.path}: {error.strerror or error}") from None
+            self._batches = []
+            self._rows = 0
+
+    def close(self) -> None:
+        """Write what is left and the metadata, then give the file its name."""
+        self._collect()
+        self._flush()
+        self.metadata.processes = len(self._pids)
+        try:
+            self._writer.add_key_value_metadata({"vmaweld": json.dumps(self.metadata.as_json())})
+            self._writer.close()
+            os.replace(self._partial, self.path)
+        except OSError as error:
+            self._discard()
+            raise TraceError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+    def _discard(self) -> None:
+        self._writer.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif issubclass(kind, KeyboardInterrupt):
+            self.metadata.interrupted = True
+            self.close()
+        else:
+            self._discard()
+
+
+def _snapshot_batch(snapshot: Snapshot, time: int) -> pa.RecordBatch:
+    rows = snapshot.rows
+    count = len(rows)
+    exactness = (
+        (_FLAGS_EXACT if snapshot.flags_exact else 0)
+        | (_HIDDEN if snapshot.hidden else 0)
+        | (_CONSISTENT if snapshot.consistent else 0)
+    )
+    zeros = [0] * (count + 1)
+    values: dict[str, list[Any]] = {
+        "op": [SNAPSHOT] + [VMA] * count,
+        "pid": [snapshot.pid] * (count + 1),
+        "addr": [0] + [row.start for row in rows],
+        "length": [count] + [row.end - row.start for row in rows],
+        "prot": zeros,
+        "flags": [exactness] + [row.flags for row in rows],
+        "file": [""] + [row.file for row in rows],
+        "pgoff": [0] + [row.pgoff for row in rows],
+        "new_addr": zeros,
+        "new_length": zeros,
+        "child": zeros,
+        "result": [None] * (count + 1),
+        "time": [time] * (count + 1),
+        "anon_vma": [None] + [row.anon_vma for row in rows],
+        "chain": [None] + [row.chain for row in rows],
+        "uffd": [None] + [row.uffd for row in rows],
+        "name": [snapshot.source] + [row.name for row in rows],
+        "mempolicy": [None] + [row.mempolicy for row in rows],
+    }
+    return pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+
+
+class Trace:
+    """A trace file that is open for reading. Every iterator starts from the beginning and holds one batch at a time.
+
+    ``len(trace)`` is the number of events.
+    """
+
+    def __init__(self, path: Path, file: pq.ParquetFile, metadata: Metadata) -> None:
+        self.path = path
+        self.metadata = metadata
+        self._file = file
+
+    def __len__(self) -> int:
+        return self.metadata.events
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def events(self, pids: Iterable[int] | None = None) -> Iterator[Event]:
+        """The events in order of time; only those of `pids` where given.
+
+        Raises:
+            TraceError: the file is damaged behind its footer.
+
+        """
+        wanted = None if pids is None else sorted(set(pids))
+        for batch in self._batches([name for name, _ in _EVENT_COLUMNS]):
+            keep = pc.invert(pc.is_in(batch.column("op"), pa.array([SNAPSHOT, VMA])))
+            if wanted is not None:
+                keep = pc.and_(keep, pc.is_in(batch.column("pid"), pa.array(wanted, pa.int32())))
+            yield from _events(batch.filter(keep))
+
+    def snapshots(self, pids: Iterable[int] | None = None) -> Iterator[TakenSnapshot]:
+        """The true snapshots in order of time; only those of `pids` where given."""
+        for item in self._items(None if pids is None else set(pids), with_events=False):
+            assert isinstance(item, TakenSnapshot)
+            yield item
+
+    def items(self, pids: Iterable[int] | None = None) -> Iterator[Event | TakenSnapshot]:
+        """Events and true snapshots together, each at its place."""
+        return self._items(None if pids is None else set(pids), with_events=True)
+
+    def _items(self, pids: set[int] | None, *, with_events: bool) -> Iterator[Event | TakenSnapshot]:
+        position = 0
+        head: dict[str, Any] | None = None
+        rows: list[Row] = []
+        for batch in self._batches(SCHEMA.names):
+            ops = batch.column("op").to_pylist()
+            begin = 0
+            while begin < len(ops):
+                kind = ops[begin]
+                end = begin + 1
+                if kind != SNAPSHOT:
+                    # Runs of events or of rows are taken whole, so that the common case stays a column at a time.
+                    while end < len(ops) and ops[end] != SNAPSHOT and (ops[end] == VMA) == (kind == VMA):
+                        end += 1
+                part = batch.slice(begin, end - begin)
+                begin = end
+                if kind == SNAPSHOT:
+                    head = part.to_pylist()[0]
+                    rows = []
+                elif kind == VMA:
+                    rows.extend(_rows(part))
+                else:
+                    position += part.num_rows
+                    if with_events:
+                        for event in _events(part):
+                            if pids is None or event.pid in pids:
+                                yield event
+                if head is not None and len(rows) == head["length"]:
+                    if pids is None or head["pid"] in pids:
+                        yield TakenSnapshot(position, head["time"], _snapshot(head, rows))
+                    head = None
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise TraceError(f"{self.path} is damaged ({reason}): record again") from None
+
+
+def _events(batch: pa.RecordBatch) -> Iterator[Event]:
+    columns = [batch.column(name).to_pylist() for name, _ in _EVENT_COLUMNS]
+    for op, pid, addr, length, prot, flags, file, pgoff, new_addr, new_length, child, result, time in zip(
+        *columns, strict=True
+    ):
+        yield Event(
+            op,
+            pid,
+            addr=addr,
+            length=length,
+            prot=prot,
+            flags=flags,
+            file=file,
+            pgoff=pgoff,
+            new_addr=new_addr,
+            new_length=new_length,
+            child=child,
+            result=result,
+            time=time,
+        )
+
+
+def _rows(batch: pa.RecordBatch) -> list[Row]:
+    return [
+        Row(
+            row["addr"],
+            row["addr"] + row["length"],
+            row["flags"],
+            pgoff=row["pgoff"],
+            anon_vma=row["anon_vma"],
+            file=row["file"],
+            name=row["name"],
+            mempolicy=row["mempolicy"],
+            uffd=row["uffd"],
+            chain=row["chain"],
+        )
+        for row in batch.to_pylist()
+    ]
+
+
+def _snapshot(head: dict[str, Any], rows: list[Row]) -> Snapshot:
+    exactness = head["flags"]
+    return Snapshot(
+        head["pid"],
+        rows,
+        source=head["name"],
+        flags_exact=bool(exactness & _FLAGS_EXACT),
+        hidden=bool(exactness & _HIDDEN),
+        consistent=bool(exactness & _CONSISTENT),
+    )
+
+
+def open_trace(path: str | os.PathLike[str]) -> Trace:
+    """Open the trace file at `path`.
+
+    Raises:
+        TraceError: no such file, not a trace, cut short, or written by a newer vmaweld.
+
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from None
+    if magic != b"PAR1":
+        raise TraceError(f"{path} is not a vmaweld trace: make one with `vmaweld record -o FILE -- COMMAND`")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError):
+        raise TraceError(f"{path} is cut short or damaged: record again") from None
+    stored = (file.metadata.metadata or {}).get(b"vmaweld")
+    if stored is None:
+        raise TraceError(f"{path} is a Parquet file but not a vmaweld trace: make one with `vmaweld record`")
+    try:
+        values = json.loads(stored)
+        version = int(values["format"])
+    except (ValueError, KeyError, TypeError):
+        raise TraceError(f"{path}: its metadata is damaged: record again") from None
+    if version > FORMAT:
+        raise TraceError(
+            f"{path} has format {version}, made by vmaweld {values.get('vmaweld', '?')}; "
+            f"this vmaweld {__version__} reads up to {FORMAT}: upgrade vmaweld"
+        )
+    missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+    if missing:
+        raise TraceError(f"{path} lacks the column {missing[0]}: record again")
+    known = {f.name for f in fields(Metadata)}
+    try:
+        metadata = Metadata(**{key: value for key, value in values.items() if key in known})
+    except TypeError:
+        raise TraceError(f"{path}: its metadata is damaged: record again") from None
+    return Trace(path, file, metadata)
