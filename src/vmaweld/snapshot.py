@@ -1,6 +1,6 @@
 """Snapshot: an address space as rows, whoever made it: the model, procfs or the BPF iterator."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vmaweld.abi import PAGE_SHIFT, VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE
 
@@ -18,10 +18,27 @@ class Row:
     name: what the kernel calls the VMA: ``[heap]``, ``[stack]``, ``[vdso]``, ``[anon:...]`` or "".
     mempolicy: memory policy as text ("bind:0"), "" for none, None where the source does not show it.
     uffd: identity of the userfaultfd context, 0 for none, None where the source does not show it.
-    chain: number of anon_vmas on ``anon_vma_chain``; None where the source does not show it.
+    chain: number of anon_vmas on ``anon_vma_chain`` (counted up to 255); None where the source does not show it.
+    file_id: identity of the open file (``struct file``), 0 for none: mappings of one path merge only if it was
+        opened once. From procfs the identity of the inode: there equal ids may still be two opens. None where the
+        source shows neither.
+    close: ``vm_ops->close`` is set; None where the source does not show it.
     """
 
-    __slots__ = ("start", "end", "flags", "pgoff", "anon_vma", "file", "name", "mempolicy", "uffd", "chain")
+    __slots__ = (
+        "start",
+        "end",
+        "flags",
+        "pgoff",
+        "anon_vma",
+        "file",
+        "name",
+        "mempolicy",
+        "uffd",
+        "chain",
+        "file_id",
+        "close",
+    )
 
     def __init__(
         self,
@@ -36,6 +53,8 @@ class Row:
         mempolicy: str | None = None,
         uffd: int | None = None,
         chain: int | None = None,
+        file_id: int | None = None,
+        close: bool | None = None,
     ) -> None:
         self.start = start
         self.end = end
@@ -47,6 +66,8 @@ class Row:
         self.mempolicy = mempolicy
         self.uffd = uffd
         self.chain = chain
+        self.file_id = file_id
+        self.close = close
 
     @property
     def size(self) -> int:
@@ -79,6 +100,29 @@ class Row:
         return f"{self.start:x}-{self.end:x} {self.perms()} pgoff={pgoff} av={anon}{' ' + what if what else ''}"
 
 
+class AnonVma:
+    """What the kernel keeps about one anon_vma (include/linux/rmap.h).
+
+    root, parent: identities as in `Row.anon_vma`; its own where it was not made by fork.
+    num_children: anon_vmas whose parent it is (a root counts itself).
+    num_active_vmas: VMAs whose `Row.anon_vma` it is, in every process.
+    """
+
+    __slots__ = ("root", "parent", "num_children", "num_active_vmas")
+
+    def __init__(self, root: int, parent: int, num_children: int, num_active_vmas: int) -> None:
+        self.root = root
+        self.parent = parent
+        self.num_children = num_children
+        self.num_active_vmas = num_active_vmas
+
+    def __repr__(self) -> str:
+        return (
+            f"AnonVma(root={self.root:#x}, parent={self.parent:#x}, "
+            f"num_children={self.num_children}, num_active_vmas={self.num_active_vmas})"
+        )
+
+
 class Snapshot:
     """The VMAs of one address space, in order of address.
 
@@ -86,9 +130,10 @@ class Snapshot:
     flags_exact: every bit of `Row.flags` is the kernel's (BPF, model; smaps shows most of them).
     hidden: pgoff and anon_vma of anonymous VMAs are known.
     consistent: nothing changed while the rows were read. A reader that cannot promise it sets False.
+    anon_vmas: the anon_vmas that rows name, by identity; empty where the source does not show them.
     """
 
-    __slots__ = ("pid", "rows", "source", "flags_exact", "hidden", "consistent")
+    __slots__ = ("pid", "rows", "source", "flags_exact", "hidden", "consistent", "anon_vmas")
 
     def __init__(
         self,
@@ -99,6 +144,7 @@ class Snapshot:
         flags_exact: bool,
         hidden: bool,
         consistent: bool = True,
+        anon_vmas: Mapping[int, AnonVma] | None = None,
     ) -> None:
         self.pid = pid
         self.rows = rows
@@ -106,3 +152,4 @@ class Snapshot:
         self.flags_exact = flags_exact
         self.hidden = hidden
         self.consistent = consistent
+        self.anon_vmas: Mapping[int, AnonVma] = {} if anon_vmas is None else anon_vmas
