@@ -49,7 +49,7 @@ WORDS = {
 }
 
 
-def draw(picture: str, *, hidden: bool = True, flags_exact: bool = True, **legend: str) -> Snapshot:
+def draw(picture: str, *, hidden: bool = True, **legend: str) -> Snapshot:
     """A snapshot of `picture`: each run of a letter is a VMA, a dot a page that nothing maps.
 
     The legend says for each letter its flags and ``key=value`` fields. Unless told, a VMA is "r w", unfaulted,
@@ -80,10 +80,12 @@ def draw(picture: str, *, hidden: bool = True, flags_exact: bool = True, **legen
                     name=fields.get("name", ""),
                     mempolicy=fields.get("policy", "") if hidden else None,
                     uffd=int(fields.get("uffd", 0)) if hidden else None,
+                    file_id=int(fields["open"]) if "open" in fields else None,
+                    close="close" in fields if hidden else None,
                 )
             )
         position += pages
-    return Snapshot(1, rows, source="model", flags_exact=flags_exact, hidden=hidden)
+    return Snapshot(1, rows, source="model", flags_exact=hidden, hidden=hidden)
 
 
 def reasons(snapshot: Snapshot) -> list[tuple[str, ...]]:
@@ -144,6 +146,9 @@ ONE_REASON = [
     ("r file=a pgoff=0", "r file=a pgoff=3", "file-offset", False),
     ("r file=a pgoff=0", "r file=a pgoff=2", "not-attempted", True),
     ("r w file=a pgoff=0 av=1", "r w file=a pgoff=2 av=2", "anon-vma", True),
+    ("r file=a open=1 pgoff=0", "r file=a open=2 pgoff=2", "file", False),
+    ("r file=a open=1 pgoff=0", "r file=a open=1 pgoff=2", "not-attempted", True),
+    ("r shared file=a open=1 pgoff=0 close=1", "r shared file=a open=1 pgoff=2 close=1", "special", False),
 ]
 
 
@@ -204,12 +209,6 @@ def test_by_elimination(left: str, right: str, expected: tuple[str, ...], is_ope
     assert seam.reasons == expected
     assert seam.open is is_open
     assert not seam.exact
-
-
-def test_flags_that_maps_does_not_show_are_not_compared() -> None:
-    snapshot = draw("AABB", hidden=False, flags_exact=False, A="r w dontdump", B="r w")
-    assert reasons(snapshot) == [("page-offset-or-anon-vma",)]
-    assert reasons(draw("AABB", hidden=False, flags_exact=False, A="r w dontdump", B="r")) == [("protection",)]
 
 
 def test_runs_are_as_long_as_they_can_be() -> None:

@@ -9,8 +9,6 @@ anon_vma holds open.
 The rule is read symmetrically: a reason counts when no request on either side could merge across the border.
 Up to 6.15 the kernel also refused a faulted request beside an unfaulted neighbour, though the same pair merged
 when the request came from the unfaulted side; such a pair is mergeable here.
-
-What a snapshot does not show (`vm_ops->close`, which forbade merging up to 6.11) is not judged.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +20,6 @@ from vmaweld.abi import (
     VM_ACCOUNT,
     VM_MAYBE_GUARD,
     VM_MAYSHARE,
-    VM_SHARED,
     VM_SOFTDIRTY,
     VM_SPECIAL,
     VM_UFFD_ANY,
@@ -39,7 +36,7 @@ FILE_OFFSET: Final = 1 << 3  # the same file, but the right side does not go on 
 ANON_NAME: Final = 1 << 4  # another name given with PR_SET_VMA_ANON_NAME
 MEMPOLICY: Final = 1 << 5  # another memory policy
 USERFAULTFD: Final = 1 << 6  # another userfaultfd, or another mode of it
-SPECIAL: Final = 1 << 7  # one side is VM_SPECIAL or a mapping of the kernel's own: never merges
+SPECIAL: Final = 1 << 7  # one side is VM_SPECIAL, the kernel's own or has vm_ops->close: never disappears
 PAGE_OFFSET: Final = 1 << 8  # anonymous memory whose page offsets do not go on
 ANON_VMA: Final = 1 << 9  # two anon_vmas, or one that came through a fork beside none
 HIDDEN: Final = 1 << 10  # page offset or anon_vma: the snapshot shows neither, and nothing else differs
@@ -72,7 +69,6 @@ IGNORED_FLAGS: Final = VM_SOFTDIRTY | VM_MAYBE_GUARD
 """Flags that may differ across a merge: soft-dirty always, maybe-guard since 6.19 (``VMA_IGNORE_MERGE_FLAGS``)."""
 
 _OTHER_FLAGS: Final = ~(IGNORED_FLAGS | VM_ACCESS_FLAGS | VM_UFFD_ANY)
-_SHOWN_FLAGS: Final = VM_ACCESS_FLAGS | VM_SHARED | VM_MAYSHARE  # all that /proc/PID/maps tells
 _KERNEL_NAMES: Final = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]", "[sigpage]")
 _NAMED_PREFIX: Final = "[anon"  # "[anon:x]" and "[anon_shmem:x]": "[heap]" and "[stack]" are no names of a VMA
 
@@ -170,8 +166,6 @@ def seam_between(index: int, left: Row, right: Row, flags_exact: bool, hidden: b
     mask = 0
     exact = flags_exact and hidden
     difference = left.flags ^ right.flags
-    if not flags_exact:
-        difference &= _SHOWN_FLAGS
     if difference:
         if difference & VM_ACCESS_FLAGS:
             mask |= PROTECTION
@@ -179,10 +173,15 @@ def seam_between(index: int, left: Row, right: Row, flags_exact: bool, hidden: b
             mask |= USERFAULTFD
         if difference & _OTHER_FLAGS:
             mask |= FLAGS
-    if (left.flags | right.flags) & VM_SPECIAL or left.name in _KERNEL_NAMES or right.name in _KERNEL_NAMES:
+    # A VMA with a close operation may not be deleted by a merge, so a seam beside it stays (up to 6.11 the neighbour
+    # was asked whether it has one, since 6.12 the one that would go; both sides map the same file, so it is the same).
+    if (left.flags | right.flags) & VM_SPECIAL or left.close or right.close:
         mask |= SPECIAL
-    if left.name != right.name and anon_name(left) != anon_name(right):
-        mask |= ANON_NAME
+    if left.name or right.name:
+        if left.name in _KERNEL_NAMES or right.name in _KERNEL_NAMES:
+            mask |= SPECIAL
+        if anon_name(left) != anon_name(right):
+            mask |= ANON_NAME
     if left.mempolicy is None or right.mempolicy is None:
         exact = False
     elif left.mempolicy != right.mempolicy:
@@ -193,8 +192,12 @@ def seam_between(index: int, left: Row, right: Row, flags_exact: bool, hidden: b
     elif left.uffd != right.uffd:
         mask |= USERFAULTFD
 
-    # Offsets say something only where both sides map the same thing.
-    if left.file != right.file:
+    # The kernel compares open files, not paths. Offsets say something only where both sides map the same.
+    if left.file_id is None or right.file_id is None:
+        other_file = left.file != right.file
+    else:
+        other_file = left.file_id != right.file_id
+    if other_file:
         mask |= FILE
     elif left.pgoff is not None and right.pgoff is not None:
         if left.pgoff + ((left.end - left.start) >> PAGE_SHIFT) != right.pgoff:
