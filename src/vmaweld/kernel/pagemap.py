@@ -1,0 +1,216 @@
+"""Which pages of a range are there, and whose: /proc/PID/pagemap, and PAGEMAP_SCAN (6.7) where there is one.
+
+Bits: the kernel's ``Documentation/admin-guide/mm/pagemap.rst`` and ``include/uapi/linux/fs.h``. Readable for the
+owner of the process and for root; page frame numbers are not used, so no privilege beyond that is needed.
+"""
+
+import ctypes
+import errno
+import os
+import re
+import struct
+from fcntl import ioctl
+from typing import Final, NamedTuple
+
+from vmaweld.abi import PAGE_SHIFT, PAGE_SIZE
+from vmaweld.kernel.errors import NotPermitted, ProcessGone
+
+PRESENT: Final = 1  # in memory
+SWAPPED: Final = 2  # swapped out, or migrating
+FILE: Final = 4  # a page of a file or of shared memory, not anonymous
+EXCLUSIVE: Final = 8  # anonymous and mapped by this process alone, so that UFFDIO_MOVE takes it
+ZERO: Final = 16  # the kernel's page of zeroes, mapped by a read; told since 6.7 only
+GUARD: Final = 32  # a guard marker (MADV_GUARD_INSTALL, 6.13; told since 6.15)
+
+# Bits 56 to 63 of an entry: its last byte.
+_ENTRY_BITS: Final = ((0x80, PRESENT), (0x40, SWAPPED), (0x20, FILE), (0x01, EXCLUSIVE), (0x04, GUARD))
+_KINDS: Final = tuple(sum(kind for bit, kind in _ENTRY_BITS if byte & bit) for byte in range(256))
+_RUN: Final = re.compile(rb"(.)\1*", re.DOTALL)
+
+_SCAN: Final = 0xC0606610
+_SCAN_PRESENT, _SCAN_SWAPPED, _SCAN_ZERO = 8, 16, 32
+_REGIONS: Final = 4096
+_READ_PAGES: Final = 1 << 17
+_GAP: Final = 512 << PAGE_SHIFT
+"""Regions nearer to each other than this are read in one piece: a read costs about as much as 500 entries."""
+
+
+class Run(NamedTuple):
+    """Neighbouring pages of one kind. start, end: bytes. kind: bits such as PRESENT | EXCLUSIVE, never 0."""
+
+    start: int
+    end: int
+    kind: int
+
+
+class Totals(NamedTuple):
+    """Pages of a range by kind.
+
+    populated: present or swapped, the zero page not counted. exclusive, shared: anonymous and present; shared is what
+    another process maps too (or did until it ended, or KSM merged). file: of a file or of shared memory.
+    """
+
+    populated: int
+    exclusive: int
+    shared: int
+    swapped: int
+    file: int
+    zero: int
+
+
+class Pagemap:
+    """The page map of one process, open.
+
+    Raises ProcessGone or NotPermitted. Close it, or use it in a `with`.
+
+    >>> import os
+    >>> with Pagemap(os.getpid()) as pages:        # doctest: +SKIP
+    ...     pages.totals(0x7FFE_0000_0000, 0x7FFE_0002_1000).populated
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        try:
+            self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ProcessGone(f"process {pid} does not exist (any more)") from None
+        except PermissionError:
+            raise NotPermitted(
+                f"not permitted to read the page map of process {pid}: run as its owner, or as root (CAP_SYS_PTRACE)"
+            ) from None
+        self._can_scan = True
+
+    def runs(self, start: int, end: int) -> list[Run]:
+        """All populated pages of ``[start, end)``, as runs in ascending order. Holes are left out, however large."""
+        regions = self._scan(start, end)
+        if regions is None:
+            return self._read(start, end)
+        zero = [(a, b) for a, b, kinds in regions if kinds & _SCAN_ZERO]
+        found: list[Run] = []
+        at = 0
+        while at < len(regions):
+            first, last = regions[at][0], regions[at][1]
+            at += 1
+            while at < len(regions) and regions[at][0] - last < _GAP:
+                last = regions[at][1]
+                at += 1
+            found += self._read(first, last)
+        return _mark_zero(found, zero) if zero else found
+
+    def totals(self, start: int, end: int) -> Totals:
+        """Pages of ``[start, end)`` by kind."""
+        return totals(self.runs(start, end))
+
+    def _read(self, start: int, end: int) -> list[Run]:
+        found: list[Run] = []
+        page, last = start >> PAGE_SHIFT, end >> PAGE_SHIFT
+        while page < last:
+            data = os.pread(self._fd, min(last - page, _READ_PAGES) * 8, page * 8)
+            if not data:  # past the end of user space, or the process has ended
+                break
+            for match in _RUN.finditer(data[7::8]):
+                kind = _KINDS[match[0][0]]
+                if kind:
+                    first, past = (page + match.start()) << PAGE_SHIFT, (page + match.end()) << PAGE_SHIFT
+                    if found and found[-1].end == first and found[-1].kind == kind:
+                        first = found.pop().start
+                    found.append(Run(first, past, kind))
+            page += len(data) >> 3
+        return found
+
+    def _scan(self, start: int, end: int) -> list[tuple[int, int, int]] | None:
+        """(start, end, PAGE_IS_* bits) of what is populated; None where the kernel has no PAGEMAP_SCAN."""
+        if not self._can_scan:
+            return None
+        regions: list[tuple[int, int, int]] = []
+        buffer = ctypes.create_string_buffer(_REGIONS * 24)
+        wanted = _SCAN_PRESENT | _SCAN_SWAPPED
+        while start < end:
+            # size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return_mask
+            argument = bytearray(
+                struct.pack(
+                    "<12Q",
+                    96,
+                    0,
+                    start,
+                    end,
+                    0,
+                    ctypes.addressof(buffer),
+                    _REGIONS,
+                    0,
+                    0,
+                    0,
+                    wanted,
+                    wanted | _SCAN_ZERO,
+                )
+            )
+            try:
+                count = ioctl(self._fd, _SCAN, argument)
+            except OSError as error:
+                if error.errno in (errno.ENOTTY, errno.EINVAL):
+                    self._can_scan = False
+                    return None
+                if error.errno == errno.ESRCH:
+                    raise ProcessGone(f"process {self._pid} has ended") from None
+                raise
+            regions += struct.iter_unpack("<QQQ", buffer.raw[: count * 24])
+            (walked,) = struct.unpack_from("<Q", argument, 32)
+            if walked <= start:
+                break
+            start = walked
+        return regions
+
+    def close(self) -> None:
+        """Close it; safe to call twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> "Pagemap":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def _mark_zero(runs: list[Run], zero: list[tuple[int, int]]) -> list[Run]:
+    """`runs` split at the borders of the ranges `zero` (ascending), those inside marked ZERO."""
+    marked: list[Run] = []
+    at = 0
+    for run in runs:
+        start = run.start
+        while at < len(zero) and zero[at][1] <= start:
+            at += 1
+        index = at
+        while index < len(zero) and zero[index][0] < run.end:
+            first, last = max(zero[index][0], start), min(zero[index][1], run.end)
+            if first > start:
+                marked.append(Run(start, first, run.kind))
+            marked.append(Run(first, last, run.kind | ZERO))
+            start = last
+            index += 1
+        if start < run.end:
+            marked.append(Run(start, run.end, run.kind))
+    return marked
+
+
+def totals(runs: list[Run]) -> Totals:
+    """Pages of `runs` by kind."""
+    populated = exclusive = shared = swapped = file = zero = 0
+    for start, end, kind in runs:
+        pages = (end - start) // PAGE_SIZE
+        if kind & ZERO:
+            zero += pages
+        elif kind & FILE:
+            file += pages
+            populated += pages
+        elif kind & SWAPPED:
+            swapped += pages
+            populated += pages
+        elif kind & PRESENT:
+            populated += pages
+            if kind & EXCLUSIVE:
+                exclusive += pages
+            else:
+                shared += pages
+    return Totals(populated, exclusive, shared, swapped, file, zero)
