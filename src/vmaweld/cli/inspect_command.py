@@ -1,0 +1,222 @@
+"""`vmaweld inspect`: why a live process has so many VMAs, and which of them could be one."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from vmaweld.cli.common import DONE, NO, UNSUPPORTED, USAGE, console, fail
+from vmaweld.inspect.as_json import SCHEMA, json_text, maps_data, report_data
+from vmaweld.inspect.census import Census
+from vmaweld.inspect.collect import inspect_process
+from vmaweld.inspect.html import picture
+from vmaweld.inspect.report import Report
+from vmaweld.inspect.svg import strip
+from vmaweld.inspect.text import map_lines, print_report, summary_line
+from vmaweld.inspect.words import percent_text, printable
+from vmaweld.kernel.errors import KernelError, NotPermitted, NotSupported, ProcessGone
+
+EXAMPLES = """\b
+Examples:
+  vmaweld inspect 1234                      counts, seams by reason, what could be one
+  vmaweld inspect 1234 --maps | less        the address space row by row, every border explained
+  vmaweld inspect --all                     which process is nearest to the limit
+  vmaweld inspect 1234 --html picture.html  a picture to zoom into
+  vmaweld inspect 1234 --watch 10 --warn 80% || page-someone
+"""
+
+
+class _Percent(click.ParamType[float]):
+    """``80%`` or ``80``, as a share of one."""
+
+    name = "PERCENT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            share = float(str(value).removesuffix("%")) / 100
+        except ValueError:
+            self.fail(f"{value!r} is no percentage, such as 80%", param, ctx)
+        if not 0 < share <= 1:
+            self.fail(f"{value!r} is not between 0% and 100%", param, ctx)
+        return share
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("pid", type=click.IntRange(min=1), required=False)
+@click.option("--all", "everything", is_flag=True, help="Rank every process of the system by its VMAs.")
+@click.option("--maps", is_flag=True, help="The address space as rows, each border annotated with what holds it.")
+@click.option("--json", "as_json", is_flag=True, help="JSON; keys in docs/inspect.md. With --maps the VMAs too.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture to zoom into.")
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture for documents.")
+@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Rows to list at most.")
+@click.option(
+    "--watch", type=click.FloatRange(min=0.05), metavar="SECONDS", help="One line every SECONDS until the process ends."
+)
+@click.option("--warn", type=_Percent(), help="Exit with status 1 at this share of vm.max_map_count.")
+def command(
+    pid: int | None,
+    everything: bool,
+    maps: bool,
+    as_json: bool,
+    html: Path | None,
+    svg: Path | None,
+    limit: int,
+    watch: float | None,
+    warn: float | None,
+) -> None:
+    """Show why the process PID is made of so many VMAs, and which of them could be one.
+
+    A seam is the border between two VMAs that touch; an open seam is one that nothing but the page offset or the
+    anon_vma holds open. As root the answer is exact, for one's own processes it is by elimination.
+
+    Exit status: 0 done; 1 the process is gone or has no memory, or --warn was reached; 2 bad usage; 3 not permitted.
+    """
+    if everything == (pid is not None):
+        fail("give a PID or --all, one of the two", USAGE)
+    if everything and (maps or html or svg or watch is not None or warn is not None):
+        fail("--all ranks; --maps, --html, --svg, --watch and --warn need a PID", USAGE)
+    if watch is not None and (maps or html or svg):
+        fail("--watch prints lines; --maps, --html and --svg show one moment: give them without it", USAGE)
+    if pid is None:
+        _rank(as_json, limit)
+        return
+    try:
+        if watch is not None:
+            raise SystemExit(_watch(pid, watch, warn, as_json))
+        report = inspect_process(pid)
+    except KernelError as error:
+        fail(str(error), UNSUPPORTED if isinstance(error, NotPermitted | NotSupported) else NO)
+    for path, draw in ((html, picture), (svg, strip)):
+        if path is not None:
+            _write(path, draw(report))
+    if as_json:
+        data = report_data(report)
+        if maps:
+            data["maps"] = maps_data(report.snapshot, {seam.index: seam.reasons for seam in report.seams})
+        click.echo(json_text(data), nl=False)
+    elif maps:
+        for line in map_lines(report):
+            click.echo(line)
+    elif html or svg:
+        for path in (html, svg):
+            if path is not None:
+                click.echo(f"{path}: {summary_line(report)}")
+    else:
+        print_report(report, console(), limit)
+    if warn is not None and report.vmas >= warn * report.limit:
+        click.echo(f"vmaweld: {_warning(report, warn)}", err=True)
+        raise SystemExit(NO)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}", NO)
+
+
+def _warning(report: Report, warn: float) -> str:
+    return (
+        f"{printable(report.name)} (pid {report.pid}) has {report.vmas:,} VMAs, "
+        f"{percent_text(report.vmas, report.limit)} of vm.max_map_count {report.limit:,}, "
+        f"{warn * 100:.4g} % or more"
+    )
+
+
+def _watch(pid: int, seconds: float, warn: float | None, as_json: bool) -> int:
+    """One line a time until the process ends (0) or `warn` is reached (1)."""
+    before: int | None = None
+    at = time.monotonic()
+    while True:
+        try:
+            report = inspect_process(pid, pages=False)
+        except ProcessGone:
+            if before is None:
+                raise
+            return DONE
+        now = time.monotonic()
+        growth = 0.0 if before is None else (report.vmas - before) / (now - at)
+        before, at = report.vmas, now
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if as_json:
+            data = {
+                "schema": SCHEMA,
+                "time": stamp,
+                "pid": pid,
+                "name": report.name,
+                "vmas": report.vmas,
+                "limit": report.limit,
+                "share": round(report.vmas / report.limit, 6),
+                "open": len(report.open),
+                "growth_per_second": round(growth, 3),
+                "exact": report.exact,
+            }
+            click.echo(json.dumps(data))
+        else:
+            click.echo(
+                f"{stamp} {printable(report.name)} pid={pid} vmas={report.vmas} limit={report.limit} "
+                f"share={100 * report.vmas / report.limit:.1f}% open={len(report.open)} growth={growth:+.1f}/s"
+            )
+        sys.stdout.flush()
+        if warn is not None and report.vmas >= warn * report.limit:
+            click.echo(f"vmaweld: {_warning(report, warn)}", err=True)
+            return NO
+        time.sleep(seconds)
+
+
+def _rank(as_json: bool, limit: int) -> None:
+    census = Census()
+    counted = census.take()
+    if as_json:
+        click.echo(
+            json_text(
+                {
+                    "schema": SCHEMA,
+                    "limit": census.limit,
+                    "exact": census.exact,
+                    "refused": census.refused,
+                    "processes": [
+                        {
+                            "pid": one.pid,
+                            "name": one.name,
+                            "uid": one.uid,
+                            "vmas": one.vmas,
+                            "share": round(one.vmas / census.limit, 6),
+                            "seams": one.seams,
+                            "open": one.open_seams,
+                            "open_reasons": one.reasons,
+                        }
+                        for one in counted
+                    ],
+                }
+            ),
+            nl=False,
+        )
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("PID", "UID", "VMAs", "of limit", "seams", "open"):
+        table.add_column(head, justify="right")
+    table.add_column("name", overflow="fold")
+    for one in counted[:limit]:
+        share = percent_text(one.vmas, census.limit)
+        table.add_row(
+            str(one.pid),
+            str(one.uid),
+            f"{one.vmas:,}",
+            share,
+            f"{one.seams:,}",
+            f"{one.open_seams:,}",
+            printable(one.name),
+        )
+    out = console()
+    out.print(table)
+    if len(counted) > limit:
+        out.print(f"... and {len(counted) - limit:,} more (--limit {len(counted)} lists them all)")
+    out.print(f"{len(counted):,} processes; vm.max_map_count is {census.limit:,}.", style="dim")
+    if census.refused:
+        out.print(f"{census.refused:,} more belong to other users and cannot be read: run as root.", soft_wrap=True)
+    if not census.exact:
+        out.print(f"Open seams are by elimination: {census.why_not_exact}.", style="dim", soft_wrap=True)

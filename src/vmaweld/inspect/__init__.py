@@ -1,0 +1,1 @@
+"""One snapshot of a live process read for a person: counts, seams by reason, what welding would leave, a picture."""

@@ -1,0 +1,88 @@
+"""Every process of the system, counted: for ranking, for `top` and for the exporter."""
+
+import time
+from collections.abc import Iterable
+
+from vmaweld.kernel import procfs, snapshots
+from vmaweld.kernel.errors import KernelError, NotPermitted
+from vmaweld.seams import OPEN_MASK, Seam, reason_counts, seams
+from vmaweld.snapshot import Snapshot
+
+
+class Counted:
+    """One process at one moment.
+
+    seams, open_seams, reasons (of the open ones, by name): as at the last time they were looked at.
+    growth: VMAs a second since the count before; 0.0 where there was none.
+    exact: nothing was hidden.
+    """
+
+    __slots__ = ("pid", "name", "uid", "vmas", "seams", "open_seams", "reasons", "exact", "growth")
+
+    def __init__(self, pid: int, name: str, uid: int, snapshot: Snapshot, found: Iterable[Seam]) -> None:
+        self.pid = pid
+        self.name = name
+        self.uid = uid
+        self.vmas = len(snapshot.rows)
+        all_seams = list(found)
+        opened = [seam for seam in all_seams if not seam.mask & ~OPEN_MASK]
+        self.seams = len(all_seams)
+        self.open_seams = len(opened)
+        self.reasons = {name: count for name, count in reason_counts(opened).items() if count}
+        self.exact = snapshot.hidden and snapshot.flags_exact
+        self.growth = 0.0
+
+
+class Census:
+    """All processes, counted again and again.
+
+    Where BPF is not permitted the seams need smaps, for which the kernel walks page tables; it is read again only
+    for processes whose number of VMAs has changed.
+
+    limit: vm.max_map_count at the last count. refused: processes that the caller may not read.
+    """
+
+    def __init__(self) -> None:
+        self.limit = procfs.max_map_count()
+        self.refused = 0
+        self.exact, self.why_not_exact = snapshots.bpf_available()
+        self._before: dict[int, Counted] = {}
+        self._at = 0.0
+
+    def take(self) -> list[Counted]:
+        """Every process that has an address space and may be read, most VMAs first."""
+        self.limit = procfs.max_map_count()
+        self.refused = 0
+        now = time.monotonic()
+        found: dict[int, Counted] = {}
+        for pid in procfs.pids():
+            try:
+                found[pid] = self._count(pid, now)
+            except NotPermitted:
+                self.refused += 1
+            except KernelError:
+                continue  # ended meanwhile, a zombie, or a kernel thread
+        self._before = found
+        self._at = now
+        return sorted(found.values(), key=lambda one: (-one.vmas, one.pid))
+
+    def _count(self, pid: int, now: float) -> Counted:
+        before = self._before.get(pid)
+        status = procfs.status(pid)
+        if status.kernel_thread or status.state in "ZX":
+            raise KernelError("no address space")
+        if before is not None and before.name != status.name:
+            before = None  # exec, or another process of that number
+        if self.exact:
+            snapshot = snapshots.take(pid)
+        else:
+            snapshot = snapshots.take(pid, flags=False)
+            if before is None or before.vmas != len(snapshot.rows):
+                snapshot = snapshots.take(pid)
+            else:
+                before.growth = 0.0
+                return before
+        counted = Counted(pid, status.name, status.uid, snapshot, seams(snapshot))
+        if before is not None and now > self._at:
+            counted.growth = (counted.vmas - before.vmas) / (now - self._at)
+        return counted
