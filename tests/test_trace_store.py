@@ -49,6 +49,8 @@ def snapshot(pid: int, rows: int) -> Snapshot:
                 mempolicy=None if i == 1 else "",
                 uffd=0xFFFF_8880_0000_0000 if i == 0 else None,
                 chain=i or None,
+                file_id=None if i == 1 else 0xFFFF_8880_0000_0000 + i,
+                close=None if i == 1 else i == 2,
             )
             for i in range(rows)
         ],

@@ -52,6 +52,8 @@ _ROW_COLUMNS: Final = (
     ("uffd", pa.uint64()),
     ("name", pa.string()),
     ("mempolicy", pa.string()),
+    ("file_id", pa.uint64()),
+    ("close", pa.bool_()),
 )
 SCHEMA: Final = pa.schema([*_EVENT_COLUMNS, *_ROW_COLUMNS])
 _DICTIONARY: Final = ["op", "pid", "prot", "file", "child", "name", "mempolicy", "flags"]
@@ -256,6 +258,8 @@ def _snapshot_batch(snapshot: Snapshot, time: int) -> pa.RecordBatch:
         "uffd": [None] + [row.uffd for row in rows],
         "name": [snapshot.source] + [row.name for row in rows],
         "mempolicy": [None] + [row.mempolicy for row in rows],
+        "file_id": [None] + [row.file_id for row in rows],
+        "close": [None] + [row.close for row in rows],
     }
     return pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
 
@@ -383,6 +387,8 @@ def _rows(batch: pa.RecordBatch) -> list[Row]:
             mempolicy=row["mempolicy"],
             uffd=row["uffd"],
             chain=row["chain"],
+            file_id=row["file_id"],
+            close=row["close"],
         )
         for row in batch.to_pylist()
     ]

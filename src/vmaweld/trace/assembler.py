@@ -1,0 +1,542 @@
+"""From what a recorder sees (calls entered and left, faults, tasks) to events in the order in which they took effect.
+
+The order. A call takes effect somewhere between its entry and its exit, under the mmap lock. With one thread the exit
+is as good as any moment; with several it is not: a munmap may still be tearing down pages while another thread's mmap
+already got the address and left. Three rules, each a fact of the kernel, put events in the order of their effects:
+
+1. Where the kernel announced the mapping itself (perf's MMAP2 record, written under the mmap lock), that is the moment.
+2. A mapping that the kernel placed (no MAP_FIXED) lies where nothing was: a munmap or mremap of that range that has
+   been entered but not left has already taken effect.
+3. Else the exit.
+
+So each address space has a queue; an entry that still waits for its exit holds back those behind it. With a single
+thread nothing ever waits.
+
+Faults. Consecutive faults of one kind (write, read) on neighbouring pages become one event, as long as nothing else
+happens in that address space.
+
+exec. The kernel announces each mapping that it makes; they become `PLACE` events. What it does not announce: the stack
+holds the arguments (written without a fault, here a `WRITE`), and the heap's start (here a `PLACE` of length 0 named
+``[heap]`` right before the first brk, whose result tells it).
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from vmaweld import abi, events
+from vmaweld.abi import MAP_FIXED, MAP_FIXED_NOREPLACE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
+from vmaweld.events import Event
+from vmaweld.trace import elf
+from vmaweld.trace.calls import Arguments, event_of, policy_text
+
+Emit = Callable[[Event], None]
+FileIdentity = tuple[int, int, int]
+"""(major, minor, inode)."""
+
+STACK: Final = "[stack]"
+HEAP: Final = "[heap]"
+_EFFECT_BEFORE_EXIT: Final = ("munmap", "mremap")
+_HIGHEST_32_BIT: Final = 1 << 32
+
+_MAY_ALL: Final = abi.VM_MAYREAD | abi.VM_MAYWRITE | abi.VM_MAYEXEC
+SPECIAL_FLAGS: Final[dict[str, int]] = {
+    "[vdso]": abi.VM_READ | abi.VM_EXEC | _MAY_ALL,
+    "[vvar]": abi.VM_READ | abi.VM_MAYREAD | abi.VM_IO | abi.VM_DONTDUMP | abi.VM_PFNMAP,
+    "[vvar_vclock]": abi.VM_READ | abi.VM_MAYREAD | abi.VM_IO | abi.VM_DONTDUMP | abi.VM_PFNMAP,
+}
+"""Flags of the mappings that are no file and no memory; they differ between releases, so a recorder passes its own."""
+
+
+class _Call:
+    """A call that has been entered. mapped: (addr, length) that the kernel announced meanwhile."""
+
+    __slots__ = ("arguments", "entry", "file", "mapped", "name", "time")
+
+    def __init__(self, name: str, arguments: Arguments, time: int) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.time = time
+        self.file = ""
+        self.mapped: tuple[int, int] | None = None
+        self.entry: _Entry | None = None
+
+
+class _Entry:
+    """A place in the order: an event once it is known (None: nothing happened), and whether it is known.
+
+    child: the space that a fork makes; its own events wait until the fork has been given out.
+    """
+
+    __slots__ = ("child", "event", "known")
+
+    def __init__(self, event: Event | None, known: bool) -> None:
+        self.event = event
+        self.known = known
+        self.child: _Space | None = None
+
+
+class _Exec:
+    """What the kernel mapped, and which pages it touched, since an exec replaced the address space."""
+
+    __slots__ = ("faults", "placed")
+
+    def __init__(self) -> None:
+        self.placed: list[Event] = []
+        self.faults: list[Event] = []
+
+
+class _Space:
+    """An address space: the processes in it share one queue."""
+
+    __slots__ = ("aio", "blocked", "calls", "foreign", "heap_known", "last_time", "queue", "reads", "users", "writes")
+
+    def __init__(self) -> None:
+        self.users = 1
+        self.queue: deque[_Entry] = deque()
+        self.calls: dict[int, _Call] = {}
+        self.writes: Event | None = None
+        self.reads: Event | None = None
+        self.blocked = False  # until the fork that makes this space has been given out
+        self.heap_known = False
+        self.foreign = False  # a 32-bit program
+        self.last_time = 0
+        self.aio: dict[int, int] = {}
+
+
+class _Process:
+    __slots__ = ("exec", "pid", "space", "threads")
+
+    def __init__(self, pid: int, space: _Space) -> None:
+        self.pid = pid
+        self.space = space
+        self.threads = {pid}
+        self.exec: _Exec | None = None
+
+
+class Assembler:
+    """Takes observations in order of time, gives events to `emit` in order of effect.
+
+    root: pid of the recorded command; nothing of it counts before its first exec.
+    special_flags: ``VM_*`` of ``[vdso]`` and the like on this kernel.
+    nodes: memory nodes of the machine as a list ("0" or "0-3"), for mbind's policy text.
+    losses: counts of what is known not to be seen, by cause.
+    """
+
+    def __init__(self, emit: Emit, root: int, *, special_flags: dict[str, int] | None = None, nodes: str = "0") -> None:
+        self._emit = emit
+        self._root = root
+        self._special = SPECIAL_FLAGS if special_flags is None else special_flags
+        self._nodes = nodes
+        self._processes: dict[int, _Process] = {}
+        self._forking: dict[int, tuple[int, int]] = {}  # parent's tid -> (child's pid, time)
+        self._files: dict[str, dict[tuple[FileIdentity, int], str]] = {}
+        self._emitted = 0
+        self.losses: dict[str, int] = {}
+
+    # What recorders tell, each with the time in nanoseconds.
+
+    def enter(self, time: int, pid: int, tid: int, name: str, arguments: Arguments) -> None:
+        """Thread `tid` of `pid` enters call `name`."""
+        process = self._processes.get(pid)
+        if process is None:
+            return
+        process.space.last_time = time
+        process.space.calls[tid] = _Call(name, arguments, time)
+
+    def leave(self, time: int, pid: int, tid: int, result: int, file: str = "") -> None:
+        """Thread `tid` leaves its call with `result` (``-errno`` on failure). file: as for `event_of`, where known."""
+        process = self._processes.get(pid)
+        if process is None:
+            return
+        space = process.space
+        space.last_time = time
+        if process.exec is not None:
+            self.execed(time, pid, "")
+        call = space.calls.pop(tid, None)
+        if call is None or space.foreign:
+            return
+        event = self._event(process, call, result, file)
+        if event is not None:
+            event.time = time
+        if call.entry is not None:
+            call.entry.event = event
+            call.entry.known = True
+        elif event is not None:
+            self._settle_before(space, event)
+            space.queue.append(_Entry(event, True))
+        self._drain(space)
+
+    def fault(self, time: int, pid: int, address: int, write: bool) -> None:
+        """A page fault at `address` by a thread of `pid`, in user or kernel mode."""
+        process = self._processes.get(pid)
+        if process is None or address >= abi.TASK_SIZE:
+            return
+        page = address & PAGE_MASK
+        op = events.WRITE if write else events.READ
+        if process.exec is not None:
+            process.exec.faults.append(Event(op, pid, addr=page, length=PAGE_SIZE, time=time))
+            return
+        space = process.space
+        space.last_time = time
+        if space.foreign:
+            return
+        if space.queue or space.blocked:
+            space.queue.append(_Entry(Event(op, pid, addr=page, length=PAGE_SIZE, time=time), True))
+        else:
+            self._touch(space, op, pid, page, PAGE_SIZE, time)
+
+    def mapped(
+        self, time: int, pid: int, tid: int, addr: int, length: int, pgoff: int, prot: int, flags: int,
+        identity: FileIdentity, name: str,
+    ) -> None:  # fmt: skip
+        """The kernel announces the VMA ``[addr, addr + length)``; pgoff in bytes, flags as for mmap."""
+        process = self._processes.get(pid)
+        if process is None:
+            return
+        space = process.space
+        anonymous = name == "//anon" or name.startswith("[")
+        if process.exec is not None:
+            file = name if name.startswith("[") else "" if anonymous else self._file(name, identity, -1)
+            place = Event(
+                events.PLACE,
+                pid,
+                addr=addr,
+                length=length,
+                flags=self._place_flags(prot, flags, name),
+                file=file,
+                pgoff=pgoff >> PAGE_SHIFT,
+                time=time,
+            )
+            process.exec.placed.append(place)
+            return
+        space.last_time = time
+        call = space.calls.get(tid)
+        if call is None or call.name in ("clone", "fork", "vfork", "clone3", "prctl", "userfaultfd"):
+            return  # the stack growing in a fault
+        if name == STACK and call.name != "mprotect":
+            return  # the same, in a fault that the call itself took
+        if call.mapped is None:
+            call.mapped = addr, length
+            if call.name == "mmap" and not anonymous:
+                call.file = self._file(name, identity, call.arguments[4] & 0xFFFF_FFFF)
+            if call.name in ("mmap", "brk", "mprotect", "pkey_mprotect", "shmat", "remap_file_pages"):
+                call.entry = _Entry(None, False)
+                space.queue.append(call.entry)
+            elif call.name == "io_setup":
+                flags_of = self._place_flags(prot, flags, name) | abi.VM_DONTEXPAND
+                place = Event(events.PLACE, pid, addr=addr, length=length, flags=flags_of, file=name, time=time)
+                space.queue.append(_Entry(place, True))
+                space.aio[addr] = length
+
+    def forked(self, time: int, pid: int, tid: int, parent: int, parent_tid: int) -> None:
+        """Thread `parent_tid` has made task `tid` of process `pid`; `new_task` tells how."""
+        process = self._processes.get(parent)
+        if process is None:
+            return
+        if pid == parent:
+            process.threads.add(tid)
+        else:
+            self._forking[parent_tid] = pid, time
+
+    def new_task(self, time: int, pid: int, tid: int, clone_flags: int) -> None:
+        """The clone flags of the task that thread `tid` of `pid` has just made."""
+        child, when = self._forking.pop(tid, (0, 0))
+        process = self._processes.get(pid)
+        if not child or process is None:
+            return
+        space = process.space
+        space.last_time = time
+        shared = bool(clone_flags & abi.CLONE_VM)
+        event = Event(events.FORK, pid, flags=abi.CLONE_VM if shared else 0, child=child, time=when)
+        entry = _Entry(event, True)
+        self._start(child, space, entry, shared)
+        space.queue.append(entry)
+        self._drain(space)
+
+    def execing(self, time: int, pid: int, tid: int) -> None:
+        """`pid` has a new, empty address space; what is mapped and touched until `execed` is the kernel's doing."""
+        process = self._processes.get(pid)
+        if process is None:
+            if pid != self._root:
+                return
+            process = self._processes[pid] = _Process(pid, _Space())
+        else:
+            self._leave_space(process)
+            process.space = _Space()
+        process.threads = {pid}
+        process.exec = _Exec()
+
+    def execed(self, time: int, pid: int, program: str) -> None:
+        """The new image of `pid` is complete. program: path, "" where it is not known."""
+        process = self._processes.get(pid)
+        if process is None or process.exec is None:
+            return
+        image = process.exec
+        process.exec = None
+        space = process.space
+        space.last_time = time
+        first = next((place.file for place in image.placed if place.file.startswith("/")), "")
+        self._send(Event(events.EXEC, pid, file=program or first, time=time))
+        stack = next((place for place in reversed(image.placed) if place.file == STACK), None)
+        space.foreign = stack is not None and stack.addr + stack.length <= _HIGHEST_32_BIT
+        if space.foreign:
+            self.count("processes_32_bit")
+            return
+        for place in settle(image.placed):
+            place.time = time
+            self._send(place)
+        if stack is not None:
+            # copy_strings() writes arguments and environment through get_user_pages: pages without a fault.
+            end = stack.addr + stack.length
+            touched = [fault.addr for fault in image.faults if stack.addr <= fault.addr < end]
+            low = min([end - PAGE_SIZE, *touched])
+            self._touch(space, events.WRITE, pid, low, end - low, time)
+        for fault in image.faults:
+            self._touch(space, fault.op, pid, fault.addr, PAGE_SIZE, time)
+
+    def place(self, time: int, pid: int, place: Event) -> None:
+        """A mapping that exec made, from a recorder that sees it some other way; right after `execed`."""
+        process = self._processes.get(pid)
+        if process is not None:
+            place.time = time
+            process.space.queue.append(_Entry(place, True))
+            self._drain(process.space)
+
+    def ended(self, time: int, pid: int, tid: int) -> None:
+        """Task `tid` of `pid` has ended; with the last one the process has."""
+        process = self._processes.get(pid)
+        if process is None:
+            return
+        self._abandon(process.space, tid)
+        process.threads.discard(tid)
+        if not process.threads:
+            del self._processes[pid]
+            process.exec = None
+            process.space.last_time = time
+            process.space.queue.append(_Entry(Event(events.EXIT, pid, time=time), True))
+            self._leave_space(process)
+
+    def finish(self) -> None:
+        """No more observations: give out what waits. Calls that were never left count as unfinished."""
+        for process in list(self._processes.values()):
+            space = process.space
+            for tid in list(space.calls):
+                self._abandon(space, tid)
+            self._drain(space)
+            self._settle_faults(space)
+
+    def count(self, cause: str, number: int = 1) -> None:
+        """Add to `losses`."""
+        self.losses[cause] = self.losses.get(cause, 0) + number
+
+    # What snapshots need to know.
+
+    def pids(self) -> list[int]:
+        """The processes that exist now."""
+        return list(self._processes)
+
+    def quiet_since(self, pid: int) -> int | None:
+        """The time since when `pid`'s address space has been at rest: nothing entered, waiting or in the making.
+
+        None where something is under way, or there is no such process. All its events have been given out then.
+        """
+        process = self._processes.get(pid)
+        if process is None or process.exec is not None or process.space.foreign:
+            return None
+        space = process.space
+        if space.queue or space.blocked:
+            return None
+        if any(call.name not in ("clone", "fork", "vfork", "clone3") for call in space.calls.values()):
+            return None
+        self._settle_faults(space)
+        return space.last_time
+
+    # The order.
+
+    def _start(self, pid: int, parent: _Space, entry: _Entry, shared: bool) -> None:
+        if shared:
+            parent.users += 1
+            self._processes[pid] = _Process(pid, parent)
+            return
+        space = _Space()
+        space.heap_known = parent.heap_known
+        space.foreign = parent.foreign
+        space.aio = dict(parent.aio)
+        space.blocked = True
+        entry.child = space
+        self._processes[pid] = _Process(pid, space)
+
+    def _leave_space(self, process: _Process) -> None:
+        """`process` ends or execs: nothing of it is under way any more; the last one out gives out what waits."""
+        space = process.space
+        space.users -= 1
+        for tid in list(process.threads):
+            self._abandon(space, tid)
+        if space.users == 0:
+            for tid in list(space.calls):
+                self._abandon(space, tid)
+        self._drain(space)
+        if space.users == 0:
+            self._settle_faults(space)
+
+    def _abandon(self, space: _Space, tid: int) -> None:
+        """The call of `tid` will not return. Where the kernel announced its mapping, it happened all the same."""
+        call = space.calls.pop(tid, None)
+        if call is not None and call.entry is not None:
+            call.entry.known = True
+            self._drain(space)
+
+    def _event(self, process: _Process, call: _Call, result: int, file: str) -> Event | None:
+        arguments = call.arguments
+        name = call.name
+        space = process.space
+        if name == "io_destroy":
+            length = space.aio.pop(arguments[0], 0)
+            return (
+                Event(events.MUNMAP, process.pid, addr=arguments[0], length=length) if length and not result else None
+            )
+        file = file or call.file
+        if name == "mbind" and not file:
+            # perf does not see the node mask; on a machine of one node there is only one.
+            file = policy_text(arguments[2], self._nodes if arguments[3] else "")
+        event = event_of(name, process.pid, arguments, result, file)
+        if event is not None and name == "shmat" and call.mapped is not None:
+            event.length = call.mapped[1]
+        return event
+
+    def _settle_before(self, space: _Space, event: Event) -> None:
+        """Rule 2: calls under way that freed the range in which the kernel placed `event` come before it."""
+        result = event.result
+        if result is None or result < PAGE_SIZE or not space.calls:
+            return
+        if event.op == events.MMAP and not event.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+            length = event.length
+        elif event.op == events.MREMAP and result != event.addr:
+            length = event.new_length
+        else:
+            return
+        for call in space.calls.values():
+            if call.name not in _EFFECT_BEFORE_EXIT or call.entry is not None:
+                continue
+            start, size = call.arguments[0], call.arguments[1]
+            if start < result + length and result < start + size:
+                call.entry = _Entry(None, False)
+                space.queue.append(call.entry)
+
+    def _drain(self, space: _Space) -> None:
+        queue = space.queue
+        while queue and queue[0].known and not space.blocked:
+            entry = queue.popleft()
+            event = entry.event
+            if event is None:
+                continue
+            if event.op == events.WRITE or event.op == events.READ:
+                self._touch(space, event.op, event.pid, event.addr, event.length, event.time)
+                continue
+            self._settle_faults(space)
+            if event.op == events.BRK and not space.heap_known and event.result:
+                space.heap_known = True
+                heap = Event(events.PLACE, event.pid, addr=event.result, file=HEAP, time=event.time)
+                self._send(heap)
+            self._send(event)
+            if entry.child is not None:
+                entry.child.blocked = False
+                self._drain(entry.child)
+
+    def _touch(self, space: _Space, op: str, pid: int, addr: int, length: int, time: int) -> None:
+        run = space.writes if op == events.WRITE else space.reads
+        if run is not None:
+            end = run.addr + run.length
+            if run.pid == pid and run.addr <= addr + length and addr <= end:
+                low = min(run.addr, addr)
+                run.length = max(end, addr + length) - low
+                run.addr = low
+                return
+            self._send(run)
+        run = Event(op, pid, addr=addr, length=length, time=time)
+        if op == events.WRITE:
+            space.writes = run
+        else:
+            space.reads = run
+
+    def _settle_faults(self, space: _Space) -> None:
+        runs = [run for run in (space.writes, space.reads) if run is not None]
+        space.writes = space.reads = None
+        if len(runs) == 2 and runs[1].time < runs[0].time:
+            runs.reverse()
+        for run in runs:
+            self._send(run)
+
+    def _send(self, event: Event) -> None:
+        # The order is what is true; an event that had to wait takes the time at which it could be told.
+        event.time = self._emitted = max(self._emitted, event.time)
+        self._emit(event)
+
+    # Files and flags.
+
+    def _file(self, name: str, identity: FileIdentity, opened: int) -> str:
+        """An identity of the open file: its path, and a number where one path stands for several.
+
+        opened: the file descriptor, -1 for a file that exec opened. Two descriptors are two open files, unless one is
+        a copy of the other, which cannot be seen; mappings of different open files never merge.
+        """
+        known = self._files.setdefault(name, {})
+        key = identity, opened
+        if key not in known:
+            known[key] = name if not known else f"{name}#{len(known) + 1}"
+        return known[key]
+
+    def _place_flags(self, prot: int, flags: int, name: str) -> int:
+        if name in self._special:
+            return self._special[name]
+        bits = prot & 7 | _MAY_ALL  # PROT_READ, WRITE and EXEC are VM_READ, WRITE and EXEC
+        if name == STACK:
+            return bits | abi.VM_GROWSDOWN | abi.VM_ACCOUNT
+        if flags & abi.MAP_SHARED:
+            return bits | abi.VM_SHARED | abi.VM_MAYSHARE
+        return bits | (abi.VM_ACCOUNT if prot & abi.PROT_WRITE else 0)
+
+
+def settle(placed: list[Event]) -> list[Event]:
+    """What is left of the mappings `placed` one over the other, in order of address.
+
+    For a program or interpreter whose address is chosen at random the kernel first maps the whole span of the file,
+    so that it fits, then unmaps what is behind the first segment and maps the others (elf_load in fs/binfmt_elf.c).
+    That unmapping is not announced: the first segment's size is taken from the file.
+    """
+    rows: list[Event] = []
+    first_of: set[str] = set()
+    for new in placed:
+        if new.file.startswith("/") and new.file not in first_of:
+            first_of.add(new.file)
+            size = elf.first_segment_size(new.file)
+            if size and size < new.length:
+                new.length = size
+        end = new.addr + new.length
+        kept: list[Event] = []
+        for row in rows:
+            row_end = row.addr + row.length
+            if row_end <= new.addr or end <= row.addr:
+                kept.append(row)
+                continue
+            if row.addr < new.addr:
+                kept.append(_cut(row, row.addr, new.addr))
+            if end < row_end:
+                kept.append(_cut(row, end, row_end))
+        kept.append(new)
+        rows = kept
+    return sorted(rows, key=lambda row: row.addr)
+
+
+def _cut(row: Event, start: int, end: int) -> Event:
+    return Event(
+        row.op,
+        row.pid,
+        addr=start,
+        length=end - start,
+        flags=row.flags,
+        file=row.file,
+        pgoff=row.pgoff + ((start - row.addr) >> PAGE_SHIFT),
+        time=row.time,
+    )

@@ -1,0 +1,272 @@
+"""Records with perf: every call, every fault, every mapping that the kernel makes; see docs/recording.md.
+
+Two tracepoints with a filter on the call's number (``raw_syscalls``) in place of two for each call: perf hands every
+event on to every new task on every CPU, and eighty events would make each fork of a compile cost more than the fork.
+"""
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from vmaweld import abi
+from vmaweld.events import Event
+from vmaweld.kernel import snapshots
+from vmaweld.kernel.errors import KernelError
+from vmaweld.trace import perf_data
+from vmaweld.trace.assembler import SPECIAL_FLAGS, Assembler
+from vmaweld.trace.calls import NUMBERS, TASK_NUMBERS, UNSEEN_NUMBERS
+from vmaweld.trace.sampler import MARGIN, Sample
+from vmaweld.trace.store import TraceWriter
+
+_NAMES: Final = {**NUMBERS, **TASK_NUMBERS, **UNSEEN_NUMBERS}
+_TRACEFS: Final = Path("/sys/kernel/tracing")
+_READY_SECONDS: Final = 30
+_BUFFER_TOTAL: Final = 512 << 20
+_WRITE_FAULT: Final = 2  # bit 1 of the page fault's error code
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, total)."""
+
+
+class RecorderError(Exception):
+    """The recorder does not work here; one line: what, why, what to do."""
+
+
+def clock() -> int:
+    """The clock of the records: CLOCK_MONOTONIC in nanoseconds."""
+    return time.monotonic_ns()
+
+
+def available() -> tuple[bool, str]:
+    """(whether perf can be expected to record here, else the reason and the remedy as a line for the user)."""
+    if shutil.which("perf") is None:
+        return False, "perf is not installed: apt install linux-perf"
+    mount_tracefs()
+    try:
+        (_TRACEFS / "events/raw_syscalls/sys_enter/id").read_bytes()
+    except FileNotFoundError:
+        return False, "tracefs is not mounted: as root, mount -t tracefs nodev /sys/kernel/tracing"
+    except PermissionError:
+        return False, "tracefs is for root alone: run as root"
+    if os.geteuid() != 0:
+        try:
+            paranoid = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+        except (OSError, ValueError):
+            paranoid = 2
+        if paranoid > -1:
+            return (
+                False,
+                f"kernel.perf_event_paranoid is {paranoid}: run as root, or sysctl kernel.perf_event_paranoid=-1",
+            )
+    return True, ""
+
+
+def mount_tracefs() -> None:
+    """Mount tracefs where every distribution mounts it, if we may and it is not there."""
+    if os.geteuid() == 0 and _TRACEFS.is_dir() and not (_TRACEFS / "events").exists():
+        libc = ctypes.CDLL(None)
+        libc.mount(b"nodev", os.fsencode(_TRACEFS), b"tracefs", 0, None)
+
+
+def special_flags() -> dict[str, int]:
+    """``VM_*`` of this kernel's own mappings (``[vdso]`` ...), read off this very process."""
+    try:
+        own = snapshots.take(os.getpid())
+    except (KernelError, OSError):
+        return SPECIAL_FLAGS
+    found = {row.name: row.flags for row in own.rows if row.name.startswith("[v")} if own.flags_exact else {}
+    return {**SPECIAL_FLAGS, **found}
+
+
+def nodes() -> str:
+    """The machine's memory nodes as a list, "0" or "0-3"."""
+    try:
+        return Path("/sys/devices/system/node/has_memory").read_text().strip() or "0"
+    except OSError:
+        return "0"
+
+
+class PerfRecorder:
+    """perf, attached to one process and all that it will fork.
+
+    directory: where perf.data grows.
+    """
+
+    name: Final = "perf"
+    faults: Final = "seen"
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._data = directory / "perf.data"
+        self._perf: subprocess.Popen[bytes] | None = None
+        self._control = -1
+        self._begin = 0
+
+    def attach(self, pid: int) -> None:
+        """Start perf on `pid` and wait until it records. Raises RecorderError."""
+        perf = shutil.which("perf")
+        if perf is None:
+            raise RecorderError("perf is not installed: apt install linux-perf")
+        control, self._control = os.pipe()
+        acknowledged, acknowledge = os.pipe()
+        numbers = "||".join(f"id=={number}" for number in _NAMES)
+        user_address = f"address<{abi.TASK_SIZE:#x}"
+        buffer = 16 << 20
+        while buffer > 1 << 20 and buffer * (os.cpu_count() or 1) > _BUFFER_TOTAL:
+            buffer //= 2
+        command = [
+            perf, "record", "--output", str(self._data), "--pid", str(pid),
+            "--clockid", "CLOCK_MONOTONIC", "--mmap-pages", f"{buffer >> 20}M",
+            "--data",  # announces data mappings too, not only executable ones
+            "--no-buildid", "--no-buildid-cache", "--no-bpf-event",
+            "--delay", "-1", f"--control=fd:{control},{acknowledge}",
+            "-e", "exceptions:page_fault_user",
+            "-e", "exceptions:page_fault_kernel", "--filter", user_address,
+            "-e", "task:task_newtask",
+            "-e", "sched:sched_process_exec",
+            "-e", "raw_syscalls:sys_enter", "--filter", numbers,
+            "-e", "raw_syscalls:sys_exit", "--filter", numbers,
+        ]  # fmt: skip
+        with (self._directory / "perf.out").open("wb") as chatter:
+            # In a session of its own: a Ctrl-C is for the command, perf ends when we say so.
+            self._perf = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=chatter,
+                stderr=chatter,
+                pass_fds=(control, acknowledge),
+                start_new_session=True,
+            )
+        os.close(control)
+        os.close(acknowledge)
+        try:
+            os.write(self._control, b"enable\n")
+            ready, _, _ = select.select([acknowledged], [], [], _READY_SECONDS)
+            if not ready or not os.read(acknowledged, 16).startswith(b"ack"):
+                self._end(signal.SIGTERM)
+                raise RecorderError(f"perf does not record here: {self._complaint()}")
+        finally:
+            os.close(acknowledged)
+        self._begin = clock()
+
+    def _complaint(self) -> str:
+        """What perf itself said, as a line."""
+        try:
+            lines = (self._directory / "perf.out").read_text(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        said = [line.strip() for line in lines if line.strip() and not line.startswith(("Events ", "[ perf"))]
+        return " ".join(said[:3]) or "it said nothing"
+
+    def _end(self, number: int) -> None:
+        perf = self._perf
+        if perf is None:
+            return
+        self._perf = None
+        if self._control >= 0:
+            os.close(self._control)
+            self._control = -1
+        if perf.poll() is None:
+            perf.send_signal(number)
+        try:
+            perf.wait(_READY_SECONDS)
+        except subprocess.TimeoutExpired:
+            perf.kill()
+            perf.wait()
+
+    def stop(self) -> None:
+        """End the recording; perf finishes its file."""
+        self._end(signal.SIGINT)
+
+    def convert(self, writer: TraceWriter, root: int, samples: list[Sample], progress: Progress) -> None:
+        """Turn what was recorded into `writer`'s events; samples that fit exactly become its snapshots.
+
+        Raises RecorderError where perf left nothing that can be read.
+        """
+        begin = self._begin
+
+        def emit(event: Event) -> None:
+            event.time -= begin
+            writer.append(event)
+
+        assembler = Assembler(emit, root, special_flags=special_flags(), nodes=nodes())
+        try:
+            data = perf_data.PerfData(self._data)
+            feed(
+                data,
+                assembler,
+                writer,
+                samples,
+                begin,
+                lambda done: progress("reading perf's records", done, data.size),
+            )
+        except (OSError, perf_data.PerfDataError) as error:
+            raise RecorderError(f"perf recorded nothing that can be read ({error}): {self._complaint()}") from None
+        assembler.finish()
+        losses = writer.metadata.losses
+        if data.losses:
+            losses["perf_records"] = losses.get("perf_records", 0) + data.losses
+        if data.truncated:
+            losses["perf_file_cut_short"] = 1
+        for cause, number in assembler.losses.items():
+            losses[cause] = losses.get(cause, 0) + number
+
+
+def feed(
+    data: perf_data.PerfData,
+    assembler: Assembler,
+    writer: TraceWriter,
+    samples: list[Sample],
+    begin: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Give all records of `data` to `assembler`, and the samples to `writer` at their place."""
+    waiting = iter(samples)
+    sample = next(waiting, None)
+    due = sample.end if sample else 1 << 63
+    names = _NAMES
+    for record in data.records(progress):
+        now = record[0]
+        while now > due:
+            assert sample is not None
+            place_sample(sample, assembler, writer, begin)
+            sample = next(waiting, None)
+            due = sample.end if sample else 1 << 63
+        kind = record[1]
+        if kind == perf_data.FAULT:
+            assembler.fault(now, record[2], record[4], bool(record[5] & _WRITE_FAULT))
+        elif kind == perf_data.ENTER:
+            name = names.get(record[4])
+            if name is not None:
+                assembler.enter(now, record[2], record[3], name, record[5:])
+        elif kind == perf_data.LEAVE:
+            assembler.leave(now, record[2], record[3], record[5])
+        elif kind == perf_data.MAPPED:
+            assembler.mapped(*record[:1], *record[2:])
+        elif kind == perf_data.FORKED:
+            assembler.forked(now, record[2], record[3], record[4], record[5])
+        elif kind == perf_data.NEW_TASK:
+            assembler.new_task(now, record[2], record[3], record[4])
+        elif kind == perf_data.EXECING:
+            assembler.execing(now, record[2], record[3])
+        elif kind == perf_data.EXECED:
+            assembler.execed(now, record[2], record[4])
+        elif kind == perf_data.ENDED:
+            assembler.ended(now, record[2], record[3])
+    while sample is not None:
+        place_sample(sample, assembler, writer, begin)
+        sample = next(waiting, None)
+
+
+def place_sample(sample: Sample, assembler: Assembler, writer: TraceWriter, begin: int) -> None:
+    """Write `sample` here where its process was at rest throughout; else its place would be a guess: drop it."""
+    quiet = assembler.quiet_since(sample.snapshot.pid)
+    if quiet is not None and quiet < sample.begin - MARGIN:
+        writer.append_snapshot(sample.snapshot, max(0, sample.end - begin))

@@ -1,0 +1,123 @@
+"""True snapshots of the recorded processes while they run, each with the window of time in which it was taken.
+
+Nothing is stopped for them. Whoever reads the recording afterwards knows what each process did and when, and keeps a
+snapshot only where its process did nothing from a little before the window to its end: then its place among the events
+is exact. The command's main process is also taken while it stands still, right after exec and right before its end.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vmaweld.kernel import snapshots
+from vmaweld.kernel.errors import KernelError
+from vmaweld.snapshot import Snapshot
+
+MARGIN: Final = 100_000
+"""Nanoseconds for which a process must have been at rest before the window: a fault that was announced takes effect
+within."""
+
+_TICK: Final = 0.025
+_FIRST_INTERVAL: Final = 0.1
+_MAX_ROWS: Final = 200_000
+_MAX_SHARE: Final = 0.1  # of one CPU
+
+
+@dataclass(slots=True, frozen=True)
+class Sample:
+    """A snapshot that was taken between `begin` and `end`, nanoseconds of the sampler's clock."""
+
+    begin: int
+    end: int
+    snapshot: Snapshot
+
+
+class Sampler:
+    """Takes snapshots of `root` and its descendants, each process at ever longer intervals, within bounds.
+
+    clock: nanoseconds of the clock that the recorder stamps its records with.
+    """
+
+    def __init__(self, root: int, clock: Callable[[], int]) -> None:
+        self._root = root
+        self._clock = clock
+        self._samples: list[Sample] = []
+        self._rows = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vmaweld-sampler", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> list[Sample]:
+        """End; all that was taken, in order of the windows' ends."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        return sorted(self._samples, key=lambda sample: sample.end)
+
+    def take(self, pid: int) -> None:
+        """Take one now, beyond the schedule: `pid` stands still. Its other threads get a moment to be gone."""
+        deadline = time.monotonic() + 0.05
+        while _threads(pid) > 1 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self._take(pid)
+
+    def _take(self, pid: int) -> None:
+        begin = self._clock()
+        try:
+            snapshot = snapshots.take(pid)
+        except (KernelError, OSError):
+            return
+        end = self._clock()
+        if not snapshot.consistent:
+            return
+        with self._lock:
+            self._samples.append(Sample(begin, end, snapshot))
+            self._rows += len(snapshot.rows)
+
+    def _run(self) -> None:
+        due: dict[int, tuple[float, float]] = {}  # pid -> (when next, interval after that)
+        while not self._stop.is_set() and self._rows < _MAX_ROWS:
+            began = time.monotonic()
+            for pid in descendants(self._root):
+                when, interval = due.get(pid, (began, _FIRST_INTERVAL))
+                if when <= began:
+                    self._take(pid)
+                    due[pid] = began + interval, 2 * interval
+            spent = time.monotonic() - began
+            self._stop.wait(max(_TICK, spent / _MAX_SHARE))
+
+
+def _threads(pid: int) -> int:
+    try:
+        return sum(1 for tid in os.listdir(f"/proc/{pid}/task") if not _gone(f"/proc/{pid}/task/{tid}/stat"))
+    except OSError:
+        return 0
+
+
+def _gone(stat: str) -> bool:
+    try:
+        with open(stat, "rb") as stream:
+            return stream.read().rpartition(b") ")[2][:1] in b"ZX"
+    except OSError:
+        return True
+
+
+def descendants(root: int) -> Iterator[int]:
+    """`root` and its living descendants, as /proc shows them; those that init adopted are not found."""
+    pending = [root]
+    while pending:
+        pid = pending.pop()
+        yield pid
+        try:
+            for task in os.scandir(f"/proc/{pid}/task"):
+                pending += map(int, Path(task.path, "children").read_bytes().split())
+        except OSError:
+            continue
