@@ -1,5 +1,8 @@
 """Sizes and names as a person reads them."""
 
+import pwd
+from functools import cache
+
 from vmaweld.abi import PAGE_SIZE
 from vmaweld.seams import FLAGS, Seam
 
@@ -40,6 +43,15 @@ def printable(text: str) -> str:
         else:
             escaped.append(repr(character)[1:-1])
     return "".join(escaped)
+
+
+@cache
+def user_name(uid: int) -> str:
+    """The user's name, or the number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def percent_text(part: int, whole: int) -> str:
