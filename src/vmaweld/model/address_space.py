@@ -1,0 +1,404 @@
+"""AddressSpace: the VMAs and anonymous pages of one process, and the steps that every call is made of."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from vmaweld.abi import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    STACK_GUARD_GAP,
+    TASK_SIZE,
+    VM_GROWSDOWN,
+    VM_LOCKED,
+    VM_SEALED,
+    VM_SHARED,
+    VM_UFFD_ANY,
+    page_align_up,
+)
+from vmaweld.model.anon_vma import AnonVma, clone_chain, fork_chain, unlink_chain
+from vmaweld.model.errors import LinuxError
+from vmaweld.model.merge import ANON_VMA, MergeState, apply_merge, decide
+from vmaweld.model.pages import PageTable
+from vmaweld.model.tracepoints import Tracepoints
+from vmaweld.model.vma import VMA
+from vmaweld.model.vma_tree import VmaTree
+from vmaweld.policy import Policy
+
+DEFAULT_MMAP_BASE: Final = 0x7FFF_F7FF_F000
+"""Where mmap without an address begins to look downwards: a stack and its gap below TASK_SIZE, no randomness."""
+
+
+class Machine:
+    """What is common to all processes: the policy, the limits and the counters that number things.
+
+    policy: the kernel's rules.     trace: collects merge records, or None.
+    max_map_count: ``vm.max_map_count``.      overcommit_never: ``vm.overcommit_memory`` is 2.
+    anon_names: the kernel has CONFIG_ANON_VMA_NAME.
+    """
+
+    __slots__ = (
+        "anon_names",
+        "last_anon_vma",
+        "last_file",
+        "max_map_count",
+        "min_address",
+        "mmap_base",
+        "overcommit_never",
+        "policy",
+        "trace",
+    )
+
+    def __init__(
+        self,
+        policy: Policy,
+        trace: Tracepoints | None,
+        max_map_count: int,
+        min_address: int,
+        mmap_base: int,
+        anon_names: bool,
+        overcommit_never: bool,
+    ) -> None:
+        self.policy: Policy = policy
+        self.trace: Tracepoints | None = trace
+        self.max_map_count: int = max_map_count
+        self.min_address: int = min_address
+        self.mmap_base: int = mmap_base
+        self.anon_names: bool = anon_names
+        self.overcommit_never: bool = overcommit_never
+        self.last_anon_vma: int = 0
+        self.last_file: int = 0
+
+
+class AddressSpace:
+    """One ``mm_struct``.
+
+    vmas: the VMAs.     pages: the anonymous pages.     users: processes that share it (CLONE_VM).
+    def_flags: what mlockall(MCL_FUTURE) adds to every new VMA.
+    start_brk, brk: the heap's fixed lower and current upper end, 0 while unknown.
+    """
+
+    __slots__ = ("brk", "def_flags", "machine", "pages", "start_brk", "users", "vmas")
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine: Machine = machine
+        self.vmas: VmaTree = VmaTree()
+        self.pages: PageTable = PageTable()
+        self.users: int = 1
+        self.def_flags: int = 0
+        self.start_brk: int = 0
+        self.brk: int = 0
+
+    @property
+    def map_count(self) -> int:
+        """Number of VMAs (``mm->map_count``)."""
+        return len(self.vmas)
+
+    @property
+    def total_vm(self) -> int:
+        """Pages mapped (``mm->total_vm``)."""
+        return sum(vma.pages for vma in self.vmas)
+
+    @property
+    def locked_vm(self) -> int:
+        """Pages in mlocked VMAs (``mm->locked_vm``)."""
+        return sum(vma.pages for vma in self.vmas if vma.flags & VM_LOCKED)
+
+    # VMAs: make, split, merge, remove ---------------------------------------------------------------
+
+    def split(self, vma: VMA, address: int, *, new_below: bool) -> VMA:
+        """Split `vma` at `address`; both halves keep anon_vma and links (``__split_vma``). Returns the new half.
+
+        new_below: the new object is the lower half. Where the limit matters the caller has checked it.
+        """
+        new = VMA(
+            self,
+            vma.start,
+            address,
+            vma.flags,
+            vma.pgoff,
+            vma.file,
+            vma.mempolicy,
+            vma.uffd,
+            vma.name,
+            vma.close,
+        )
+        lower_pages = (address - vma.start) >> PAGE_SHIFT
+        if new_below:
+            self.vmas.set_start(vma, address)
+            vma.pgoff += lower_pages
+        else:
+            new.start = address
+            new.end = vma.end
+            new.pgoff += lower_pages
+            vma.end = address
+        clone_chain(new, vma)
+        self.vmas.insert(new)
+        return new
+
+    def checked_split(self, vma: VMA, address: int, *, new_below: bool) -> VMA:
+        """`split` for a caller that must respect max_map_count (``split_vma``). Raises ENOMEM."""
+        if len(self.vmas) >= self.machine.max_map_count:
+            raise LinuxError(errno.ENOMEM, f"splitting a VMA at {address:#x} would exceed vm.max_map_count")
+        return self.split(vma, address, new_below=new_below)
+
+    def merge(self, m: MergeState) -> VMA | None:
+        """Decide `m`, tell the tracepoint, and if it merges apply it. Returns the VMA that holds the range, or None."""
+        case = decide(m, self.machine.policy)
+        trace = self.machine.trace
+        if trace is not None:
+            record = trace.merge(m)
+            if (m.prev_obstacles | m.next_obstacles) & ANON_VMA:
+                record.shared = why_shared(m.anon_vma)
+        return apply_merge(m, self) if case else None
+
+    def modify(
+        self,
+        vma: VMA,
+        start: int,
+        end: int,
+        flags: int,
+        *,
+        name: str | None = None,
+        mempolicy: str | None = None,
+        uffd: int = -1,
+    ) -> VMA:
+        """Change attributes of ``[start, end)`` of `vma`, merging with neighbours or splitting (``vma_modify``).
+
+        None and -1 leave an attribute as it is. Returns the VMA that now holds the range; it may be larger.
+        Raises ENOMEM where a split would exceed max_map_count (a first split that succeeded stays).
+        """
+        new_name = vma.name if name is None else name
+        new_mempolicy = vma.mempolicy if mempolicy is None else mempolicy
+        new_uffd = vma.uffd if uffd < 0 else uffd
+        if start == vma.start or end == vma.end:
+            m = MergeState(
+                start,
+                end,
+                flags,
+                vma.pgoff + ((start - vma.start) >> PAGE_SHIFT),
+                vma.file,
+                new_mempolicy,
+                new_uffd,
+                new_name,
+                vma.anon_vma,
+                vma.prev if start == vma.start else None,
+                vma,
+                vma.next if end == vma.end else None,
+            )
+            merged = self.merge(m)
+            if merged is not None:
+                merged.flags = flags | (merged.flags & self.machine.policy.ignored_flags)
+                return merged
+        if vma.start < start:
+            self.checked_split(vma, start, new_below=True)
+        if vma.end > end:
+            self.checked_split(vma, end, new_below=False)
+        vma.flags = flags
+        vma.name = new_name
+        vma.mempolicy = new_mempolicy
+        vma.uffd = new_uffd
+        return vma
+
+    def remove(self, vma: VMA) -> None:
+        """Unmap all of `vma`."""
+        self.pages.drop(vma.start, vma.end)
+        unlink_chain(vma)
+        self.vmas.remove(vma)
+
+    def unmap(self, start: int, end: int) -> None:
+        """Unmap ``[start, end)``, page aligned and not empty (``do_vmi_align_munmap``).
+
+        Raises ENOMEM if the hole would cut one VMA in two at the limit, EPERM for a sealed VMA (6.10).
+        """
+        vma = self.vmas.find(start)
+        if vma is None or vma.start >= end:
+            return
+        if start > vma.start:
+            # Only a VMA cut in two raises the count; the kernel lets it rise for a moment otherwise.
+            if end < vma.end and len(self.vmas) >= self.machine.max_map_count:
+                raise LinuxError(errno.ENOMEM, f"a hole at {start:#x} would exceed vm.max_map_count")
+            if vma.flags & VM_SEALED:
+                raise LinuxError(errno.EPERM, f"the mapping at {start:#x} is sealed")
+            self.split(vma, start, new_below=True)
+        first = vma
+        last: VMA | None = vma
+        while last is not None and last.start < end:
+            if last.flags & VM_SEALED:
+                raise LinuxError(errno.EPERM, f"the mapping at {last.start:#x} is sealed")
+            if last.end > end:
+                self.split(last, end, new_below=False)
+            last = last.next
+        current: VMA | None = first
+        while current is not None and current.start < end:
+            following = current.next
+            self.remove(current)
+            current = following
+
+    # anon_vmas and pages ----------------------------------------------------------------------------
+
+    def prepare_anon_vma(self, vma: VMA) -> AnonVma:
+        """Give `vma` an anon_vma if it has none: a neighbour's where it fits, else a new one.
+
+        ``__anon_vma_prepare``
+        """
+        if vma.anon_vma is not None:
+            return vma.anon_vma
+        anon_vma = self._mergeable_anon_vma(vma)
+        if anon_vma is None:
+            self.machine.last_anon_vma += 1
+            anon_vma = AnonVma(self.machine.last_anon_vma)
+        anon_vma.vmas[vma] = None
+        anon_vma.num_active_vmas += 1
+        vma.anon_vma = anon_vma
+        vma.chain = (anon_vma,)
+        return anon_vma
+
+    def _mergeable_anon_vma(self, vma: VMA) -> AnonVma | None:
+        """``find_mergeable_anon_vma``: the next neighbour's first, then the previous one's."""
+        neighbour = vma.next
+        if neighbour is not None and len(neighbour.chain) == 1 and self._anon_vma_fits(vma, neighbour):
+            return neighbour.anon_vma
+        neighbour = vma.prev
+        if neighbour is not None and len(neighbour.chain) == 1 and self._anon_vma_fits(neighbour, vma):
+            return neighbour.anon_vma
+        return None
+
+    def _anon_vma_fits(self, lower: VMA, upper: VMA) -> bool:
+        """``anon_vma_compatible``: they could become one if mprotect made their access bits equal."""
+        return (
+            lower.end == upper.start
+            and lower.mempolicy == upper.mempolicy
+            and lower.file == upper.file
+            and not (lower.flags ^ upper.flags) & ~(7 | self.machine.policy.ignored_flags)
+            and upper.pgoff == lower.pgoff + ((upper.start - lower.start) >> PAGE_SHIFT)
+        )
+
+    def write_pages(self, vma: VMA, start: int, end: int) -> None:
+        """Write to every page of ``[start, end)`` of `vma`. Shared mappings have no anonymous pages."""
+        if vma.flags & VM_SHARED:
+            return
+        anon_vma = self.prepare_anon_vma(vma)
+        self.pages.write(start, end, anon_vma, vma.pgoff_at(start))
+
+    def fork_vma(self, vma: VMA, child: AddressSpace, flags: int, *, wipe: bool) -> None:
+        """Copy `vma` into `child` with `flags` (one turn of ``dup_mmap``). wipe: no pages, no anon_vma."""
+        new = VMA(
+            child,
+            vma.start,
+            vma.end,
+            flags,
+            vma.pgoff,
+            vma.file,
+            vma.mempolicy,
+            0 if not flags & VM_UFFD_ANY else vma.uffd,
+            vma.name,
+            vma.close,
+        )
+        child.vmas.insert(new)
+        if wipe or vma.anon_vma is None:
+            return
+        machine = self.machine
+        if fork_chain(new, vma, machine.last_anon_vma + 1, by_degree=machine.policy.fork_reuses_by_degree):
+            machine.last_anon_vma += 1
+        self.pages.fork_into(child.pages, vma.start, vma.end)
+
+    # addresses --------------------------------------------------------------------------------------
+
+    def start_gap(self, vma: VMA) -> int:
+        """The lowest address that must stay free below `vma` (``vm_start_gap``): a stack keeps a gap."""
+        if vma.flags & VM_GROWSDOWN:
+            return max(vma.start - STACK_GUARD_GAP, 0)
+        return vma.start
+
+    def fits(self, address: int, length: int) -> bool:
+        """True if a hint may be honoured: the range is free, in user space and not in a stack's gap."""
+        if address < self.machine.min_address or length > TASK_SIZE or address > TASK_SIZE - length:
+            return False
+        vma = self.vmas.find(address)
+        return vma is None or address + length <= self.start_gap(vma)
+
+    def find_free(self, length: int, align: int = PAGE_SIZE) -> int:
+        """The highest free range of `length` bytes below mmap_base (``unmapped_area_topdown``). Raises ENOMEM.
+
+        O(VMAs) in the worst case: meant for programs whose addresses nobody recorded.
+        """
+        high = self.machine.mmap_base
+        vma = self.vmas.find_prev(high)
+        above = self.vmas.find(high)
+        if above is not None:
+            high = min(high, self.start_gap(above))
+        while True:
+            floor = vma.end if vma is not None else self.machine.min_address
+            start = (high - length) // align * align
+            if start >= floor and start >= self.machine.min_address:
+                return start
+            if vma is None:
+                raise LinuxError(errno.ENOMEM, f"no free range of {length} bytes")
+            high = self.start_gap(vma)
+            vma = vma.prev
+
+    def grow_down(self, vma: VMA, address: int) -> None:
+        """Extend the stack `vma` down to the page of `address` (``expand_downwards``). Raises EFAULT or ENOMEM."""
+        address &= ~(PAGE_SIZE - 1)
+        if address < self.machine.min_address:
+            raise LinuxError(errno.EPERM, "a stack cannot grow below vm.mmap_min_addr")
+        prev = vma.prev
+        if (
+            prev is not None
+            and not prev.flags & VM_GROWSDOWN
+            and prev.flags & 7
+            and address - prev.end < STACK_GUARD_GAP
+        ):
+            raise LinuxError(errno.ENOMEM, f"the stack at {vma.start:#x} has no room to grow")
+        self.prepare_anon_vma(vma)
+        pages = (vma.start - address) >> PAGE_SHIFT
+        if pages > vma.pgoff:
+            raise LinuxError(errno.ENOMEM, "the stack's page offset cannot go below zero")
+        vma.pgoff -= pages
+        self.vmas.set_start(vma, address)
+
+    def check(self) -> None:
+        """Raise AssertionError unless the space is consistent by itself; `System.check` adds what spans processes."""
+        self.vmas.check()
+        self.pages.check()
+        for vma in self.vmas:
+            assert vma.space is self
+            assert not vma.start % PAGE_SIZE
+            assert not vma.end % PAGE_SIZE
+            assert (vma.anon_vma is None) == (not vma.chain)
+            if vma.anon_vma is not None:
+                assert vma.anon_vma in vma.chain
+                for linked in vma.chain:
+                    assert vma in linked.vmas
+                    assert linked.root is vma.anon_vma.root
+        for run in self.pages.all_runs():
+            address = run.start
+            holder = self.vmas.find(address)
+            while address < run.end:  # a run may reach over a border that mprotect made
+                assert holder is not None, f"{run!r} lies outside every VMA"
+                assert holder.start <= address, f"{run!r} lies outside every VMA"
+                index = run.index + ((address - run.start) >> PAGE_SHIFT)
+                assert holder.pgoff_at(address) == index, f"{run!r} is not where {holder!r} would map it"
+                assert run.anon_vma in holder.chain, f"no walk from {run!r} finds {holder!r}"
+                address = holder.end
+                holder = holder.next
+
+
+def why_shared(anon_vma: AnonVma | None) -> str:
+    """Why the series leaves the pages of `anon_vma` alone, in words; "" where it need not."""
+    if anon_vma is None:
+        return ""
+    if anon_vma.root is not anon_vma:
+        return "shared with parent"
+    if anon_vma.has_child():
+        return "shared with child"
+    return ""
+
+
+def checked_range(address: int, length: int) -> tuple[int, int]:
+    """``(start, end)`` of a call's range, aligned. Raises EINVAL for an unaligned address."""
+    if address & (PAGE_SIZE - 1):
+        raise LinuxError(errno.EINVAL, f"the address {address:#x} is not page aligned")
+    return address, address + page_align_up(length)

@@ -1,0 +1,77 @@
+"""Touching memory: read and write faults, stack growth, and the kernel touching it on request (``mm/gup.c``)."""
+
+from __future__ import annotations
+
+import errno
+
+from vmaweld.abi import (
+    VM_ACCESS_FLAGS,
+    VM_GROWSDOWN,
+    VM_IO,
+    VM_LOCKONFAULT,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    page_align_down,
+    page_align_up,
+)
+from vmaweld.model.address_space import AddressSpace
+from vmaweld.model.errors import LinuxError
+
+
+def touch(space: AddressSpace, addr: int, length: int, *, write: bool) -> int:
+    """Read or write every page of ``[addr, addr + length)``, in order. Returns 0.
+
+    A read maps the zero page or the file's and leaves no trace here. Raises EFAULT at the first page that may not be
+    touched; what lies before it has been.
+    """
+    start = page_align_down(addr)
+    end = page_align_up(addr + length)
+    while start < end:
+        vma = space.vmas.find(start)
+        if vma is None:
+            raise LinuxError(errno.EFAULT, f"nothing is mapped at {start:#x}")
+        if start < vma.start:
+            if not vma.flags & VM_GROWSDOWN:
+                raise LinuxError(errno.EFAULT, f"nothing is mapped at {start:#x}")
+            try:
+                space.grow_down(vma, start)
+            except LinuxError as error:
+                raise LinuxError(errno.EFAULT, error.why) from None
+        # x86 cannot map pages that are writable or executable and yet unreadable.
+        needed = VM_WRITE if write else VM_ACCESS_FLAGS
+        if not vma.flags & needed:
+            raise LinuxError(errno.EFAULT, f"{start:#x} is not {'writable' if write else 'readable'}")
+        stop = min(vma.end, end)
+        if write:
+            space.write_pages(vma, start, stop)
+        start = stop
+    return 0
+
+
+def populate(space: AddressSpace, start: int, end: int, *, ignore_errors: bool) -> None:
+    """``__mm_populate``: touch what mlock and MAP_POPULATE promise. Raises ENOMEM for memory without access."""
+    vma = space.vmas.find(start)
+    while vma is not None and vma.start < end:
+        if not vma.flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
+            if vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE:
+                space.write_pages(vma, max(vma.start, start), min(vma.end, end))
+            elif not vma.flags & VM_ACCESS_FLAGS and not ignore_errors:
+                raise LinuxError(errno.ENOMEM, f"{vma.start:#x} allows no access")
+        vma = vma.next
+
+
+def populate_advice(space: AddressSpace, start: int, end: int, *, write: bool) -> int:
+    """MADV_POPULATE_READ and _WRITE (5.14). Returns 0. Raises ENOMEM at a hole, EINVAL where access is forbidden."""
+    while start < end:
+        vma = space.vmas.find(start)
+        if vma is None or vma.start > start:
+            raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
+        if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
+            raise LinuxError(errno.EINVAL, f"{start:#x} is not {'writable' if write else 'readable'}")
+        stop = min(vma.end, end)
+        if write:
+            space.write_pages(vma, start, stop)
+        start = stop
+    return 0

@@ -1,0 +1,229 @@
+"""madvise and anonymous names (``mm/madvise.c``)."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from vmaweld.abi import (
+    MADV_COLD,
+    MADV_COLLAPSE,
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MADV_HUGEPAGE,
+    MADV_KEEPONFORK,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MADV_NORMAL,
+    MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_REMOVE,
+    MADV_SEQUENTIAL,
+    MADV_UNMERGEABLE,
+    MADV_WILLNEED,
+    MADV_WIPEONFORK,
+    PAGE_SIZE,
+    VM_DONTCOPY,
+    VM_DONTDUMP,
+    VM_DONTEXPAND,
+    VM_DROPPABLE,
+    VM_HUGEPAGE,
+    VM_HUGETLB,
+    VM_IO,
+    VM_LOCKED,
+    VM_MAYBE_GUARD,
+    VM_MAYSHARE,
+    VM_MERGEABLE,
+    VM_MIXEDMAP,
+    VM_NOHUGEPAGE,
+    VM_PFNMAP,
+    VM_RAND_READ,
+    VM_SEALED,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WIPEONFORK,
+    VM_WRITE,
+    page_align_up,
+)
+from vmaweld.model.address_space import AddressSpace
+from vmaweld.model.errors import LinuxError
+from vmaweld.model.faults import populate_advice
+from vmaweld.model.vma import VMA
+
+_CLEAR_AND_SET: Final[dict[int, tuple[int, int]]] = {
+    MADV_NORMAL: (VM_RAND_READ | VM_SEQ_READ, 0),
+    MADV_SEQUENTIAL: (VM_RAND_READ, VM_SEQ_READ),
+    MADV_RANDOM: (VM_SEQ_READ, VM_RAND_READ),
+    MADV_DONTFORK: (0, VM_DONTCOPY),
+    MADV_DOFORK: (VM_DONTCOPY, 0),
+    MADV_WIPEONFORK: (0, VM_WIPEONFORK),
+    MADV_KEEPONFORK: (VM_WIPEONFORK, 0),
+    MADV_DONTDUMP: (0, VM_DONTDUMP),
+    MADV_DODUMP: (VM_DONTDUMP, 0),
+    MADV_MERGEABLE: (0, VM_MERGEABLE),
+    MADV_UNMERGEABLE: (VM_MERGEABLE, 0),
+    MADV_HUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+    MADV_NOHUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+}
+"""What each advice that is kept in the VMA clears and sets."""
+
+_NOT_FOR_KSM: Final = (
+    VM_SHARED | VM_MAYSHARE | VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_HUGETLB | VM_MIXEDMAP | VM_DROPPABLE
+)
+_DISCARDS: Final = (
+    MADV_FREE,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_REMOVE,
+    MADV_DONTFORK,
+    MADV_WIPEONFORK,
+    MADV_GUARD_INSTALL,
+)
+
+
+def _known(space: AddressSpace, advice: int) -> bool:
+    policy = space.machine.policy
+    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        return policy.madv_populate
+    if advice == MADV_DONTNEED_LOCKED:
+        return policy.madv_dontneed_locked
+    if advice == MADV_COLLAPSE:
+        return policy.madv_collapse
+    if advice in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE):
+        return policy.madv_guard
+    return advice in _CLEAR_AND_SET or advice in (
+        MADV_WILLNEED,
+        MADV_DONTNEED,
+        MADV_FREE,
+        MADV_REMOVE,
+        MADV_COLD,
+        MADV_PAGEOUT,
+    )
+
+
+def madvise(space: AddressSpace, addr: int, length: int, advice: int) -> int:
+    """madvise(2). Returns 0. Raises EINVAL, ENOMEM, EACCES, EAGAIN, EPERM.
+
+    A hole in the range is ENOMEM after all the rest has been advised; any other failure stops at its VMA.
+    """
+    if not _known(space, advice):
+        raise LinuxError(errno.EINVAL, f"unknown advice {advice}")
+    if addr & (PAGE_SIZE - 1):
+        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
+    end = addr + page_align_up(length)
+    if end >= 1 << 64:
+        raise LinuxError(errno.EINVAL, "the range wraps around")
+    if end == addr:
+        return 0
+    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        return populate_advice(space, addr, end, write=advice == MADV_POPULATE_WRITE)
+    return _walk(space, addr, end, advice, None)
+
+
+def set_name(space: AddressSpace, addr: int, length: int, name: str) -> int:
+    """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME): "" takes the name away. Returns 0. Raises EINVAL, ENOMEM, EBADF."""
+    if not (space.machine.policy.anon_names and space.machine.anon_names):
+        raise LinuxError(errno.EINVAL, "this kernel has no anonymous names")
+    if addr & (PAGE_SIZE - 1):
+        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
+    end = addr + page_align_up(length)
+    if end == addr:
+        return 0
+    return _walk(space, addr, end, -1, name)
+
+
+def _walk(space: AddressSpace, start: int, end: int, advice: int, name: str | None) -> int:
+    """``madvise_walk_vmas``."""
+    hole = False
+    while True:
+        vma = space.vmas.find(start)
+        if vma is None:
+            raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
+        if start < vma.start:
+            hole = True
+            start = vma.start
+            if start >= end:
+                break
+        stop = min(vma.end, end)
+        if name is None:
+            vma = _advise(space, vma, start, stop, advice)
+        else:
+            if vma.file:
+                raise LinuxError(errno.EBADF, "only anonymous memory can be named")
+            if vma.name != name:
+                vma = space.modify(vma, start, stop, vma.flags, name=name)
+        start = max(stop, vma.end)
+        if start >= end:
+            break
+    if hole:
+        raise LinuxError(errno.ENOMEM, "part of the range is not mapped")
+    return 0
+
+
+def _advise(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> VMA:
+    """``madvise_vma_behavior``: one VMA's part of the range. Returns the VMA that holds it afterwards."""
+    flags = vma.flags
+    if flags & VM_SEALED and advice in _DISCARDS and vma.anonymous and not flags & VM_WRITE:
+        raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
+    change = _CLEAR_AND_SET.get(advice)
+    if change is None:
+        _act(space, vma, start, end, advice)
+        return vma
+    if advice in (MADV_DOFORK, MADV_DODUMP) and flags & VM_SPECIAL:
+        raise LinuxError(errno.EINVAL, "not for a special mapping")
+    if advice == MADV_WIPEONFORK and (vma.file or flags & VM_SHARED):
+        raise LinuxError(errno.EINVAL, "only for anonymous private memory")
+    if advice in (MADV_KEEPONFORK, MADV_DODUMP) and flags & VM_DROPPABLE:
+        raise LinuxError(errno.EINVAL, "not for droppable memory")
+    if advice in (MADV_MERGEABLE, MADV_UNMERGEABLE) and flags & _NOT_FOR_KSM:
+        return vma
+    if advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) and flags & (VM_SPECIAL | VM_HUGETLB) and advice == MADV_HUGEPAGE:
+        raise LinuxError(errno.EINVAL, "huge pages are not for this mapping")
+    return _update(space, vma, start, end, (flags & ~change[0]) | change[1])
+
+
+def _update(space: AddressSpace, vma: VMA, start: int, end: int, flags: int) -> VMA:
+    """``madvise_update_vma``; a split at the limit is EAGAIN to madvise's caller."""
+    if flags == vma.flags:
+        return vma
+    try:
+        return space.modify(vma, start, end, flags)
+    except LinuxError as error:
+        raise LinuxError(errno.EAGAIN, error.why) from None
+
+
+def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> None:
+    """Advice that does something now and changes no flag."""
+    flags = vma.flags
+    if advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+        if flags & (VM_PFNMAP | (VM_LOCKED if advice == MADV_DONTNEED else 0)):
+            raise LinuxError(errno.EINVAL, f"the memory at {start:#x} is locked")
+        space.pages.drop(start, end)
+    elif advice == MADV_FREE:  # the pages stay mapped until memory is short
+        if flags & (VM_PFNMAP | VM_LOCKED) or not vma.anonymous:
+            raise LinuxError(errno.EINVAL, "only for unlocked anonymous memory")
+    elif advice in (MADV_COLD, MADV_PAGEOUT):
+        if flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB):
+            raise LinuxError(errno.EINVAL, f"the memory at {start:#x} is locked")
+    elif advice == MADV_REMOVE:
+        if flags & VM_LOCKED or not vma.file:
+            raise LinuxError(errno.EINVAL, "only for unlocked file mappings")
+        if flags & (VM_SHARED | VM_WRITE) != VM_SHARED | VM_WRITE:
+            raise LinuxError(errno.EACCES, "only for shared writable mappings")
+    elif advice == MADV_GUARD_INSTALL:
+        if flags & (VM_LOCKED | VM_SPECIAL | VM_HUGETLB):
+            raise LinuxError(errno.EINVAL, "guard pages are not for this mapping")
+        space.prepare_anon_vma(vma)  # so that fork copies the page tables, markers included
+        space.pages.drop(start, end)
+        if space.machine.policy.guard_flag:
+            vma.flags |= VM_MAYBE_GUARD

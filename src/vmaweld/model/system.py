@@ -1,0 +1,303 @@
+"""System: processes on one machine under one policy; events in, results and snapshots out."""
+
+from __future__ import annotations
+
+from vmaweld import events as ev
+from vmaweld.abi import (
+    CLONE_VM,
+    DEFAULT_MAX_MAP_COUNT,
+    MAP_FIXED,
+    MAP_SHARED,
+    MMAP_MIN_ADDR,
+    VM_DONTCOPY,
+    VM_LOCKED_MASK,
+    VM_UFFD_ANY,
+    VM_WIPEONFORK,
+)
+from vmaweld.events import Event
+from vmaweld.model import madvise, mmap, mprotect, mremap, userfault
+from vmaweld.model.address_space import DEFAULT_MMAP_BASE, AddressSpace, Machine
+from vmaweld.model.anon_vma import AnonVma
+from vmaweld.model.errors import LinuxError
+from vmaweld.model.faults import touch
+from vmaweld.model.pages import SharedPages
+from vmaweld.model.tracepoints import Tracepoints
+from vmaweld.model.vma import VMA
+from vmaweld.policy import Policy
+from vmaweld.snapshot import Row, Snapshot
+
+
+class System:
+    """The machine in Python.
+
+    policy: the kernel's rules.      trace: where merge records go; None costs nothing.
+    max_map_count, min_address: ``vm.max_map_count``, ``vm.mmap_min_addr``.
+    anon_names, overcommit_never: how the kernel is configured (CONFIG_ANON_VMA_NAME, ``vm.overcommit_memory=2``).
+
+    >>> from vmaweld.policy import parse_policy
+    >>> system = System(parse_policy("linux-5.17"))
+    >>> _ = system.add_process(1)
+    >>> hex(system.apply(Event("mmap", 1, addr=0x100000, length=8192, prot=3, flags=0x32)))
+    '0x100000'
+    >>> system.snapshot(1).rows
+    [100000-102000 rw-p pgoff=0x100 av=-]
+    """
+
+    __slots__ = ("machine", "processes", "sequence")
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        trace: Tracepoints | None = None,
+        max_map_count: int = DEFAULT_MAX_MAP_COUNT,
+        min_address: int = MMAP_MIN_ADDR,
+        mmap_base: int = DEFAULT_MMAP_BASE,
+        anon_names: bool = True,
+        overcommit_never: bool = False,
+    ) -> None:
+        self.machine: Machine = Machine(
+            policy, trace, max_map_count, min_address, mmap_base, anon_names, overcommit_never
+        )
+        self.processes: dict[int, AddressSpace] = {}
+        self.sequence: int = 0
+
+    def add_process(self, pid: int) -> AddressSpace:
+        """A process `pid` with an empty address space of its own."""
+        space = AddressSpace(self.machine)
+        self.processes[pid] = space
+        return space
+
+    def space(self, pid: int) -> AddressSpace:
+        """The address space of `pid`; one that nobody has announced begins empty."""
+        space = self.processes.get(pid)
+        return space if space is not None else self.add_process(pid)
+
+    def apply(self, event: Event) -> int:
+        """Let `event` happen. Returns what the call returns; raises LinuxError where Linux would fail it.
+
+        A failed call has changed just what Linux would have changed.
+        """
+        trace = self.machine.trace
+        if trace is not None:
+            trace.sequence = self.sequence
+            trace.pid = event.pid
+            trace.call = event.op
+        self.sequence += 1
+        return self._perform(self.space(event.pid), event)
+
+    def _perform(self, space: AddressSpace, event: Event) -> int:
+        op = event.op
+        addr = event.addr
+        length = event.length
+        if op == ev.WRITE:
+            return touch(space, addr, length, write=True)
+        if op == ev.READ:
+            return touch(space, addr, length, write=False)
+        if op == ev.MMAP:
+            return mmap.mmap(
+                space, addr, length, event.prot, event.flags, event.file, event.pgoff, placed=_placed(event)
+            )
+        if op == ev.MUNMAP:
+            return mmap.munmap(space, addr, length)
+        if op == ev.MPROTECT:
+            return mprotect.mprotect(space, addr, length, event.prot, event.flags - 1)
+        if op == ev.MREMAP:
+            return mremap.mremap(
+                space, addr, length, event.new_length, event.flags, event.new_addr, placed=_placed(event)
+            )
+        if op == ev.BRK:
+            return self._brk(space, event)
+        if op == ev.MADVISE:
+            return madvise.madvise(space, addr, length, event.flags)
+        if op == ev.FORK:
+            return self._fork(event)
+        if op == ev.EXEC:
+            return self._exec(event)
+        if op == ev.PLACE:
+            return self._place(space, event)
+        if op == ev.EXIT:
+            return self._exit(event.pid)
+        if op == ev.MLOCK:
+            return mprotect.mlock(space, addr, length, event.flags)
+        if op == ev.MUNLOCK:
+            return mprotect.munlock(space, addr, length)
+        if op == ev.MLOCKALL:
+            return mprotect.mlockall(space, event.flags)
+        if op == ev.MUNLOCKALL:
+            return mprotect.munlockall(space)
+        if op == ev.SET_NAME:
+            return madvise.set_name(space, addr, length, event.file)
+        if op == ev.MBIND:
+            return mprotect.mbind(space, addr, length, event.file)
+        if op == ev.SHMAT:
+            flags = MAP_SHARED | (MAP_FIXED if event.flags & MAP_FIXED or addr else 0)
+            return mmap.mmap(space, addr, length, event.prot, flags, event.file, placed=_placed(event), close=True)
+        if op == ev.SHMDT:
+            return mmap.shmdt(space, addr)
+        if op == ev.REMAP_FILE_PAGES:
+            return mmap.remap_file_pages(space, addr, length, event.pgoff)
+        if op == ev.MSEAL:
+            return mprotect.mseal(space, addr, length)
+        if op == ev.UFFD_REGISTER:
+            return userfault.register(space, addr, length, event.flags, event.new_addr)
+        if op == ev.UFFD_UNREGISTER:
+            return userfault.unregister(space, addr, length)
+        if op == ev.UFFD_CLOSE:
+            return userfault.close(space, event.new_addr)
+        if op == ev.UFFD_MOVE:
+            return userfault.move(space, addr, length, event.new_addr)
+        raise ValueError(f"no event is called {op!r}")
+
+    def _brk(self, space: AddressSpace, event: Event) -> int:
+        if not space.start_brk and event.result is not None and event.result > 0:
+            # The first answer of a program whose exec was not seen in full: where its heap begins.
+            heap = space.vmas.find(event.result - 1)
+            known = heap is not None and heap.name == "[heap]" and heap.start < event.result
+            space.start_brk = heap.start if known and heap is not None else event.result
+            space.brk = event.result
+            return event.result
+        return mmap.brk(space, event.addr)
+
+    def _fork(self, event: Event) -> int:
+        parent = self.space(event.pid)
+        if event.flags & CLONE_VM:
+            parent.users += 1
+            self.processes[event.child] = parent
+            return event.child
+        child = AddressSpace(self.machine)
+        child.start_brk = parent.start_brk
+        child.brk = parent.brk
+        for vma in parent.vmas:
+            if vma.flags & VM_DONTCOPY:
+                continue
+            # A child neither inherits mlock nor, without UFFD_FEATURE_EVENT_FORK, the userfaultfd.
+            flags = vma.flags & ~(VM_LOCKED_MASK | VM_UFFD_ANY)
+            parent.fork_vma(vma, child, flags, wipe=bool(vma.flags & VM_WIPEONFORK))
+        self.processes[event.child] = child
+        return event.child
+
+    def _leave(self, pid: int) -> None:
+        """`pid` gives up its address space; the last user's is torn down (``exit_mmap``)."""
+        space = self.processes.pop(pid, None)
+        if space is None:
+            return
+        space.users -= 1
+        if space.users:
+            return
+        vma = space.vmas.first
+        while vma is not None:
+            following = vma.next
+            space.remove(vma)
+            vma = following
+
+    def _exec(self, event: Event) -> int:
+        self._leave(event.pid)
+        self.add_process(event.pid)
+        return 0
+
+    def _exit(self, pid: int) -> int:
+        self._leave(pid)
+        return 0
+
+    def _place(self, space: AddressSpace, event: Event) -> int:
+        """A mapping that the kernel makes itself, or that was there before the recording: no question of merging."""
+        end = event.addr + event.length
+        if space.vmas.intersection(event.addr, end) is not None:
+            space.unmap(event.addr, end)
+        name = event.file if event.file.startswith("[") else ""
+        vma = VMA(space, event.addr, end, event.flags, event.pgoff, "" if name else event.file, "", 0, name)
+        space.vmas.insert(vma)
+        if name == "[heap]":
+            space.start_brk = event.addr
+            space.brk = end
+        return event.addr
+
+    def snapshot(self, pid: int) -> Snapshot:
+        """The rows of `pid`. Raises KeyError for a process that is not there."""
+        rows = [
+            Row(
+                vma.start,
+                vma.end,
+                vma.flags,
+                pgoff=vma.pgoff,
+                anon_vma=vma.anon_vma.number if vma.anon_vma is not None else 0,
+                file=vma.file,
+                name=vma.name,
+                mempolicy=vma.mempolicy,
+                uffd=vma.uffd,
+                chain=len(vma.chain),
+            )
+            for vma in self.processes[pid].vmas
+        ]
+        return Snapshot(pid, rows, source="model", flags_exact=True, hidden=True)
+
+    def check(self) -> None:
+        """Verify every invariant of every address space, anon_vma and page. Raises AssertionError.
+
+        The one that matters most: a reverse map walk from any mapped anonymous page finds every place that maps it,
+        and for an exclusive page exactly one. O(everything).
+        """
+        spaces = list(dict.fromkeys(self.processes.values()))
+        anon_vmas: dict[AnonVma, None] = {}
+        active: dict[AnonVma, int] = {}
+        for space in spaces:
+            space.check()
+            for vma in space.vmas:
+                for linked in vma.chain:
+                    anon_vmas[linked] = None
+                if vma.anon_vma is not None:
+                    active[vma.anon_vma] = active.get(vma.anon_vma, 0) + 1
+        children: dict[AnonVma, int] = {}
+        for anon_vma in anon_vmas:
+            assert anon_vma.root.root is anon_vma.root
+            assert anon_vma.num_active_vmas == active.get(anon_vma, 0), f"{anon_vma!r} miscounts its VMAs"
+            for vma in anon_vma.vmas:
+                assert anon_vma in vma.chain, f"{anon_vma!r} has {vma!r}, which is not linked"
+                assert vma.space in spaces, f"{anon_vma!r} has a VMA of a dead process"
+            children[anon_vma.parent] = children.get(anon_vma.parent, 0) + 1
+        for anon_vma in anon_vmas:
+            assert anon_vma.num_children == children.get(anon_vma, 0), f"{anon_vma!r} miscounts its children"
+        self._check_rmap(spaces)
+
+    def _check_rmap(self, spaces: list[AddressSpace]) -> None:
+        """Every run found by the walk from its own pages, as often as its mapcount says."""
+        mapped: dict[SharedPages, dict[int, int]] = {}
+        for space in spaces:
+            for run in space.pages.all_runs():
+                if run.shared is None:
+                    places = self._walk(run.anon_vma, run.index, None)
+                    assert places == 1, f"{run!r} is exclusive and found {places} times"
+                    continue
+                steps = mapped.setdefault(run.shared, {})
+                for first, last, count in run.shared.steps(run.index, run.index_end):
+                    assert count > 0, f"{run!r} is mapped with mapcount 0"
+                    for index in (first, last - 1):
+                        steps[index] = count
+                        found = self._walk(run.anon_vma, index, run.shared)
+                        assert found == count, f"page {index:#x} of {run!r}: mapcount {count}, found {found}"
+
+    def _walk(self, anon_vma: AnonVma, index: int, shared: SharedPages | None) -> int:
+        """How many places a reverse map walk of the page (`anon_vma`, `index`, `shared`) finds (``rmap_walk_anon``)."""
+        found = 0
+        for vma in anon_vma.vmas:
+            if not vma.pgoff <= index < vma.pgoff + vma.pages:
+                continue
+            address = vma.address_of(index)
+            for run in vma.space.pages.runs(address, address + 1):
+                if run.anon_vma is anon_vma and run.shared is shared and run.index <= index < run.index_end:
+                    found += 1
+        return found
+
+
+def _placed(event: Event) -> int:
+    """The address a recording saw, 0 where there was none or the call failed."""
+    return event.result if event.result is not None and event.result > 0 else 0
+
+
+def result_of(system: System, event: Event) -> int:
+    """`event`'s result as a system call returns it: ``-errno`` in place of an exception."""
+    try:
+        return system.apply(event)
+    except LinuxError as error:
+        return -error.errno

@@ -1,0 +1,149 @@
+"""userfaultfd: which VMAs are registered (``fs/userfaultfd.c``, ``mm/userfaultfd.c``), and UFFDIO_MOVE."""
+
+from __future__ import annotations
+
+import errno
+
+from vmaweld.abi import (
+    PAGE_SIZE,
+    TASK_SIZE,
+    UFFDIO_REGISTER_MODE_MINOR,
+    UFFDIO_REGISTER_MODE_MISSING,
+    UFFDIO_REGISTER_MODE_WP,
+    VM_DROPPABLE,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_PKEY_MASK,
+    VM_SHARED,
+    VM_UFFD_ANY,
+    VM_UFFD_MINOR,
+    VM_UFFD_MISSING,
+    VM_UFFD_WP,
+    VM_WRITE,
+)
+from vmaweld.model.address_space import AddressSpace
+from vmaweld.model.errors import LinuxError
+from vmaweld.model.vma import VMA
+
+_MODES = (
+    (UFFDIO_REGISTER_MODE_MISSING, VM_UFFD_MISSING),
+    (UFFDIO_REGISTER_MODE_WP, VM_UFFD_WP),
+    (UFFDIO_REGISTER_MODE_MINOR, VM_UFFD_MINOR),
+)
+
+
+def _checked(addr: int, length: int) -> int:
+    """``validate_range``: the end of the range. Raises EINVAL."""
+    if addr & (PAGE_SIZE - 1) or length & (PAGE_SIZE - 1) or not length:
+        raise LinuxError(errno.EINVAL, "userfaultfd ranges are whole pages")
+    if addr < 65536 or addr >= TASK_SIZE or length > TASK_SIZE - addr:
+        raise LinuxError(errno.EINVAL, "the range lies outside user space")
+    return addr + length
+
+
+def _can_userfault(space: AddressSpace, vma: VMA, flags: int) -> bool:
+    """``vma_can_userfault``: anonymous, shmem or hugetlb memory; write protection of shmem since 5.19."""
+    if vma.flags & VM_DROPPABLE:
+        return False
+    shmem = bool(vma.flags & VM_MAYSHARE) and vma.file.startswith(("/dev/zero", "/memfd:", "/SYSV"))
+    if flags & VM_UFFD_MINOR and not (shmem or vma.flags & VM_HUGETLB):
+        return False
+    if not vma.anonymous and flags & VM_UFFD_WP and not space.machine.policy.shared_uffd_wp:
+        return False
+    return vma.anonymous or shmem or bool(vma.flags & VM_HUGETLB)
+
+
+def register(space: AddressSpace, addr: int, length: int, mode: int, context: int) -> int:
+    """UFFDIO_REGISTER. Returns 0. Raises EINVAL, EPERM, EBUSY, ENOMEM."""
+    add = 0
+    for bit, flag in _MODES:
+        if mode & bit:
+            add |= flag
+    if not mode or mode & ~7:
+        raise LinuxError(errno.EINVAL, f"userfaultfd mode {mode:#x}")
+    end = _checked(addr, length)
+    first = space.vmas.find(addr)
+    if first is None or first.start >= end:
+        raise LinuxError(errno.EINVAL, f"nothing is mapped at {addr:#x}")
+    vma: VMA | None = first
+    while vma is not None and vma.start < end:
+        if not _can_userfault(space, vma, add):
+            raise LinuxError(errno.EINVAL, f"the mapping at {vma.start:#x} cannot have a userfaultfd")
+        if not vma.flags & VM_MAYWRITE:
+            raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} may not be written")
+        if vma.uffd and vma.uffd != context:
+            raise LinuxError(errno.EBUSY, f"the mapping at {vma.start:#x} has another userfaultfd")
+        vma = vma.next
+    vma = first
+    while vma is not None and vma.start < end:
+        if vma.uffd != context or vma.flags & add != add:
+            flags = (vma.flags & ~VM_UFFD_ANY) | add
+            vma = space.modify(vma, max(vma.start, addr), min(vma.end, end), flags, uffd=context)
+        vma = vma.next
+    return 0
+
+
+def unregister(space: AddressSpace, addr: int, length: int) -> int:
+    """UFFDIO_UNREGISTER. Returns 0. Raises EINVAL, ENOMEM."""
+    end = _checked(addr, length)
+    first = space.vmas.find(addr)
+    if first is None or first.start >= end:
+        raise LinuxError(errno.EINVAL, f"nothing is mapped at {addr:#x}")
+    vma: VMA | None = first
+    while vma is not None and vma.start < end:
+        if not _can_userfault(space, vma, vma.flags & VM_UFFD_ANY):
+            raise LinuxError(errno.EINVAL, f"the mapping at {vma.start:#x} cannot have a userfaultfd")
+        vma = vma.next
+    vma = first
+    while vma is not None and vma.start < end:
+        if vma.uffd:
+            vma = space.modify(vma, max(vma.start, addr), min(vma.end, end), vma.flags & ~VM_UFFD_ANY, uffd=0)
+        vma = vma.next
+    return 0
+
+
+def close(space: AddressSpace, context: int) -> int:
+    """close(2) of a userfaultfd: every VMA of `context` leaves it (``userfaultfd_release``). Returns 0."""
+    vma = space.vmas.first
+    while vma is not None:
+        if vma.uffd == context:
+            vma = space.modify(vma, vma.start, vma.end, vma.flags & ~VM_UFFD_ANY, uffd=0)
+        vma = vma.next
+    return 0
+
+
+def move(space: AddressSpace, source: int, length: int, target: int) -> int:
+    """UFFDIO_MOVE with ALLOW_SRC_HOLES (6.8): pages of `source` become the target VMA's. Returns 0.
+
+    Raises EINVAL (ranges and VMAs that do not fit), ENOENT (no VMA), EEXIST (the target is populated), EBUSY (a page
+    is not exclusive; what lies before it has moved).
+    """
+    if not space.machine.policy.uffd_move:
+        raise LinuxError(errno.EINVAL, "this kernel has no UFFDIO_MOVE")
+    end = _checked(source, length)
+    _checked(target, length)
+    if source < target + length and target < end:
+        raise LinuxError(errno.EINVAL, "source and target overlap")
+    src = space.vmas.find(source)
+    dst = space.vmas.find(target)
+    if src is None or dst is None or src.start > source or dst.start > target:
+        raise LinuxError(errno.ENOENT, "nothing is mapped there")
+    if end > src.end or target + length > dst.end:
+        raise LinuxError(errno.EINVAL, "each range must lie in one VMA")
+    if not dst.uffd or (src.flags ^ dst.flags) & (7 | VM_PKEY_MASK | VM_LOCKED):
+        raise LinuxError(errno.EINVAL, "the target is not registered, or the VMAs differ in access or mlock")
+    if not src.flags & VM_WRITE or (src.flags | dst.flags) & VM_SHARED or not src.anonymous or not dst.anonymous:
+        raise LinuxError(errno.EINVAL, "both sides must be writable private anonymous memory")
+    owner = space.prepare_anon_vma(dst)
+    for run in space.pages.runs(source, end):
+        first = max(run.start, source)
+        last = min(run.end, end)
+        to = target + first - source
+        if space.pages.populated(to, to + last - first):
+            raise LinuxError(errno.EEXIST, f"{to:#x} is populated")
+        if run.shared is not None:
+            raise LinuxError(errno.EBUSY, f"the page at {first:#x} is not exclusive")
+        space.pages.move(first, last, to, dst.pgoff_at(to) - src.pgoff_at(first), run.anon_vma, owner)
+    return 0

@@ -1,0 +1,209 @@
+"""Policy: what a kernel allows. Every difference between kernels is one named row here, never a test of versions.
+
+A policy is a kernel, optionally followed by changes: ``linux-5.17+series``, ``linux-6.18+pgoff``. The changes are
+the patches of the series under the names of `CHANGES`.
+"""
+
+from vmaweld.abi import VM_MAYBE_GUARD, VM_SOFTDIRTY
+
+# The rows. `until` or `since` tells the release whose change made the difference.
+UPDATE_PGOFF = "update-pgoff"
+"""Series, patch 2: mremap gives a moved, faulted, unshared VMA and its pages the offset of the new address."""
+MERGE_ANON_VMAS = "merge-anon-vmas"
+"""Series, patch 3: distinct anon_vmas are compatible where the pages that change owner are unshared."""
+MERGE_AFTER_GROW = "merge-after-grow"
+"""Since 6.0 (and a later version of the series): mremap growing in place merges with the VMA it comes to touch."""
+FORK_REUSES_BY_DEGREE = "fork-reuses-by-degree"
+"""Until 5.19: fork reuses an ancestor's anon_vma of degree < 2. Since 6.0 (and in stable releases) VMAs and children
+are counted apart."""
+BRK_MERGES_NEXT = "brk-merges-next"
+"""Until 5.19: brk asks vma_merge(), which may join the VMA above too. Since 6.0 it only extends the one below."""
+CLOSE_NEVER_MERGES = "close-never-merges"
+"""Until 6.4: a VMA whose vm_ops have close never merges. Since then only its removal is refused (degrading, 6.12)."""
+UNFAULTED_TAKES_FAULTED = "unfaulted-takes-faulted"
+"""Since 6.16: a neighbour without anon_vma may take a request that has one, unless that came from a fork."""
+MREMAP_MOVES_MANY = "mremap-moves-many"
+"""Since 6.17: one mremap(MREMAP_FIXED) that keeps the size may move several VMAs."""
+MREMAP_CHECKS_FIRST = "mremap-checks-first"
+"""Since 6.17: mremap checks its addresses before it looks for the VMA, so EINVAL comes before EFAULT."""
+DONTUNMAP_ANY = "dontunmap-any"
+"""Since 5.13: MREMAP_DONTUNMAP takes file and shared mappings too."""
+DONTUNMAP_RESETS_PGOFF = "dontunmap-resets-pgoff"
+"""Since 7.0 (and stable releases of 6.1 to 6.18): a VMA emptied by MREMAP_DONTUNMAP takes the offset of its address."""
+UNACCOUNT_UNFAULTED = "unaccount-unfaulted"
+"""Since 6.5: mprotect takes VM_ACCOUNT away from an unfaulted anonymous VMA that it makes unwritable."""
+THP_ALIGNED_MMAP = "thp-aligned-mmap"
+"""Since 6.7: anonymous mappings that are a multiple of 2 MiB are placed at a multiple of 2 MiB."""
+MMAP_UNDOES = "mmap-undoes"
+"""Since 6.12: mmap(MAP_FIXED) that fails leaves what was mapped there; before, it left a hole."""
+MREMAP_HEADROOM_EXACT = "mremap-headroom-exact"
+"""Since 7.1: mremap counts the VMAs that it may need; before, it kept 3 (and 5 for a fixed target) below the limit."""
+MADV_POPULATE = "madv-populate"
+"""Since 5.14: MADV_POPULATE_READ and MADV_POPULATE_WRITE."""
+MADV_DONTNEED_LOCKED_ROW = "madv-dontneed-locked"
+"""Since 5.18: MADV_DONTNEED_LOCKED."""
+MADV_COLLAPSE_ROW = "madv-collapse"
+"""Since 6.1: MADV_COLLAPSE."""
+MADV_GUARD = "madv-guard"
+"""Since 6.13: MADV_GUARD_INSTALL and MADV_GUARD_REMOVE."""
+GUARD_FLAG = "guard-flag"
+"""Since 6.19: MADV_GUARD_INSTALL sets VM_MAYBE_GUARD, which sticks to merged VMAs and never hinders a merge."""
+ANON_NAMES = "anon-names"
+"""Since 5.17: prctl(PR_SET_VMA_ANON_NAME), where the kernel is configured for it (see `System`)."""
+MSEAL = "mseal"
+"""Since 6.10: mseal()."""
+DROPPABLE = "droppable"
+"""Since 6.11: MAP_DROPPABLE."""
+SHARED_UFFD_WP = "shared-uffd-wp"
+"""Since 5.19: userfaultfd write protection of shared and file memory."""
+UFFD_MOVE = "uffd-move"
+"""Since 6.8: UFFDIO_MOVE."""
+
+_5_10 = frozenset({FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, CLOSE_NEVER_MERGES})
+_5_17 = _5_10 | {DONTUNMAP_ANY, MADV_POPULATE, ANON_NAMES}
+_6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT}) | {
+    MERGE_AFTER_GROW,
+    MADV_DONTNEED_LOCKED_ROW,
+    MADV_COLLAPSE_ROW,
+    SHARED_UFFD_WP,
+    DONTUNMAP_RESETS_PGOFF,
+}
+_6_12 = (_6_1 - {CLOSE_NEVER_MERGES}) | {
+    UNACCOUNT_UNFAULTED,
+    THP_ALIGNED_MMAP,
+    MMAP_UNDOES,
+    MSEAL,
+    DROPPABLE,
+    UFFD_MOVE,
+}
+_6_18 = _6_12 | {UNFAULTED_TAKES_FAULTED, MREMAP_MOVES_MANY, MREMAP_CHECKS_FIRST, MADV_GUARD}
+_7_2 = _6_18 | {GUARD_FLAG, MREMAP_HEADROOM_EXACT}
+
+KERNELS: dict[str, frozenset[str]] = {
+    "linux-5.10": _5_10 - {FORK_REUSES_BY_DEGREE},  # 5.10.y took 6.0's fork rule as a fix
+    "linux-5.17": _5_17,
+    "linux-6.1": _6_1,
+    "linux-6.12": _6_12,
+    "linux-6.18": _6_18,
+    "linux-7.2": _7_2,
+}
+"""The rows of every kernel that has been held against the real one; 5.17 is bracketed by 5.10 and 6.1."""
+
+CHANGES: dict[str, frozenset[str]] = {
+    "pgoff": frozenset({UPDATE_PGOFF}),
+    "anon-vma": frozenset({MERGE_ANON_VMAS}),
+    "series": frozenset({UPDATE_PGOFF, MERGE_ANON_VMAS}),
+    "grow": frozenset({MERGE_AFTER_GROW}),
+}
+"""The series as switches. Patch 1 (the refactor) is the shape of `model/merge.py`; patch 4 its tracepoints."""
+
+
+class Policy:
+    """The rows that hold, as plain attributes that the machine reads.
+
+    name: as `parse_policy` took it.     rows: the names above.
+    """
+
+    __slots__ = (
+        "anon_names",
+        "brk_merges_next",
+        "close_never_merges",
+        "dontunmap_any",
+        "dontunmap_resets_pgoff",
+        "droppable",
+        "fork_reuses_by_degree",
+        "guard_flag",
+        "ignored_flags",
+        "madv_collapse",
+        "madv_dontneed_locked",
+        "madv_guard",
+        "madv_populate",
+        "merge_after_grow",
+        "merge_anon_vmas",
+        "mmap_undoes",
+        "mremap_checks_first",
+        "mremap_headroom_exact",
+        "mremap_moves_many",
+        "mseal",
+        "name",
+        "rows",
+        "shared_uffd_wp",
+        "thp_aligned_mmap",
+        "uffd_move",
+        "unaccount_unfaulted",
+        "unfaulted_takes_faulted",
+        "update_pgoff",
+    )
+
+    def __init__(self, name: str, rows: frozenset[str]) -> None:
+        self.name: str = name
+        self.rows: frozenset[str] = rows
+        self.update_pgoff: bool = UPDATE_PGOFF in rows
+        self.merge_anon_vmas: bool = MERGE_ANON_VMAS in rows
+        self.merge_after_grow: bool = MERGE_AFTER_GROW in rows
+        self.fork_reuses_by_degree: bool = FORK_REUSES_BY_DEGREE in rows
+        self.brk_merges_next: bool = BRK_MERGES_NEXT in rows
+        self.close_never_merges: bool = CLOSE_NEVER_MERGES in rows
+        self.unfaulted_takes_faulted: bool = UNFAULTED_TAKES_FAULTED in rows
+        self.mremap_moves_many: bool = MREMAP_MOVES_MANY in rows
+        self.mremap_checks_first: bool = MREMAP_CHECKS_FIRST in rows
+        self.mremap_headroom_exact: bool = MREMAP_HEADROOM_EXACT in rows
+        self.dontunmap_any: bool = DONTUNMAP_ANY in rows
+        self.dontunmap_resets_pgoff: bool = DONTUNMAP_RESETS_PGOFF in rows
+        self.unaccount_unfaulted: bool = UNACCOUNT_UNFAULTED in rows
+        self.thp_aligned_mmap: bool = THP_ALIGNED_MMAP in rows
+        self.mmap_undoes: bool = MMAP_UNDOES in rows
+        self.madv_populate: bool = MADV_POPULATE in rows
+        self.madv_dontneed_locked: bool = MADV_DONTNEED_LOCKED_ROW in rows
+        self.madv_collapse: bool = MADV_COLLAPSE_ROW in rows
+        self.madv_guard: bool = MADV_GUARD in rows
+        self.guard_flag: bool = GUARD_FLAG in rows
+        self.anon_names: bool = ANON_NAMES in rows
+        self.mseal: bool = MSEAL in rows
+        self.droppable: bool = DROPPABLE in rows
+        self.shared_uffd_wp: bool = SHARED_UFFD_WP in rows
+        self.uffd_move: bool = UFFD_MOVE in rows
+        self.ignored_flags: int = VM_SOFTDIRTY | (VM_MAYBE_GUARD if self.guard_flag else 0)
+        """Flags in which a request and its neighbour may differ (``VM_IGNORE_MERGE``)."""
+
+    def __repr__(self) -> str:
+        return f"<policy {self.name}>"
+
+
+class PolicyError(ValueError):
+    """A policy name that means nothing; str() is one line that says what would."""
+
+
+def parse_policy(name: str) -> Policy:
+    """The policy called `name`: a kernel, then any number of ``+change``.
+
+    Raises PolicyError.
+
+    >>> parse_policy("linux-5.17+series").update_pgoff
+    True
+    """
+    kernel, *changes = name.split("+")
+    if kernel not in KERNELS:
+        raise PolicyError(f"no kernel called {kernel!r}; there are {', '.join(KERNELS)}")
+    rows = KERNELS[kernel]
+    for change in changes:
+        if change not in CHANGES:
+            raise PolicyError(f"no change called {'+' + change!r}; there are {', '.join('+' + c for c in CHANGES)}")
+        rows |= CHANGES[change]
+    return Policy(name, rows)
+
+
+def policy_for_release(release: str) -> Policy:
+    """The policy nearest below a kernel release such as ``6.18.44-x`` (the oldest for anything older).
+
+    >>> policy_for_release("6.6.1").name
+    'linux-6.1'
+    """
+    parts = release.replace("-", ".").split(".")
+    version = (int(parts[0]), int(parts[1]))
+    best = ""
+    for kernel in KERNELS:
+        major, minor = kernel.removeprefix("linux-").split(".")
+        if (int(major), int(minor)) <= version or not best:
+            best = kernel
+    return parse_policy(best)
