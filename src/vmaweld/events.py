@@ -66,6 +66,11 @@ OPERATIONS: Final[tuple[str, ...]] = (
 )
 
 
+READ_ONLY_FILE: Final = 1 << 32
+"""In the flags of a shared file mapping: the file was opened for reading only, so the mapping can never be written
+(neither VM_SHARED nor VM_MAYWRITE). No flag of mmap's; the descriptor's mode is all that tells."""
+
+
 class Event:
     """One operation by one process.
 

@@ -16,8 +16,7 @@ Faults. Consecutive faults of one kind (write, read) on neighbouring pages becom
 happens in that address space.
 
 exec. The kernel announces each mapping that it makes; they become `PLACE` events. What it does not announce: the stack
-holds the arguments (written without a fault, here a `WRITE`), and the heap's start (here a `PLACE` of length 0 named
-``[heap]`` right before the first brk, whose result tells it).
+holds the arguments (written without a fault, here a `WRITE`), and where the heap begins (the first brk's result tells).
 """
 
 from collections import deque
@@ -27,15 +26,16 @@ from typing import Final
 from vmaweld import abi, events
 from vmaweld.abi import MAP_FIXED, MAP_FIXED_NOREPLACE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from vmaweld.events import Event
-from vmaweld.trace import elf
+from vmaweld.trace import elf, open_files
 from vmaweld.trace.calls import Arguments, event_of, policy_text
+from vmaweld.trace.open_files import OpenFile, OpenFiles
 
 Emit = Callable[[Event], None]
 FileIdentity = tuple[int, int, int]
 """(major, minor, inode)."""
 
 STACK: Final = "[stack]"
-HEAP: Final = "[heap]"
+CLONE_FILES: Final = 0x400
 _EFFECT_BEFORE_EXIT: Final = ("munmap", "mremap")
 _HIGHEST_32_BIT: Final = 1 << 32
 
@@ -49,14 +49,18 @@ SPECIAL_FLAGS: Final[dict[str, int]] = {
 
 
 class _Call:
-    """A call that has been entered. mapped: (addr, length) that the kernel announced meanwhile."""
+    """A call that has been entered.
 
-    __slots__ = ("arguments", "entry", "file", "mapped", "name", "time")
+    opened: the open file that mmap maps. file: its identity, as soon as the kernel has announced the mapping.
+    mapped: (addr, length) of that announcement. entry: the call's place in the order, where it is known before its end.
+    """
 
-    def __init__(self, name: str, arguments: Arguments, time: int) -> None:
+    __slots__ = ("arguments", "entry", "file", "mapped", "name", "opened")
+
+    def __init__(self, name: str, arguments: Arguments) -> None:
         self.name = name
         self.arguments = arguments
-        self.time = time
+        self.opened: OpenFile | None = None
         self.file = ""
         self.mapped: tuple[int, int] | None = None
         self.entry: _Entry | None = None
@@ -65,53 +69,63 @@ class _Call:
 class _Entry:
     """A place in the order: an event once it is known (None: nothing happened), and whether it is known.
 
-    child: the space that a fork makes; its own events wait until the fork has been given out.
+    given: it has been given out. child: the space that a fork makes; its own events wait until then.
     """
 
-    __slots__ = ("child", "event", "known")
+    __slots__ = ("child", "event", "given", "known")
 
     def __init__(self, event: Event | None, known: bool) -> None:
         self.event = event
         self.known = known
+        self.given = False
         self.child: _Space | None = None
 
 
 class _Exec:
     """What the kernel mapped, and which pages it touched, since an exec replaced the address space."""
 
-    __slots__ = ("faults", "placed")
+    __slots__ = ("faults", "files", "placed")
 
     def __init__(self) -> None:
         self.placed: list[Event] = []
         self.faults: list[Event] = []
+        self.files: dict[FileIdentity, OpenFile] = {}
 
 
 class _Space:
-    """An address space: the processes in it share one queue."""
+    """An address space: the processes in it (`users`) share one queue.
 
-    __slots__ = ("aio", "blocked", "calls", "foreign", "heap_known", "last_time", "queue", "reads", "users", "writes")
+    names: by path, the files mapped so far. An open file is told from others of the same path by a number.
+    """
 
-    def __init__(self) -> None:
-        self.users = 1
+    __slots__ = ("aio", "blocked", "calls", "foreign", "last_time", "names", "queue", "reads", "users", "writes")
+
+    def __init__(self, user: int) -> None:
+        self.users = {user}
+        self.names: dict[str, dict[tuple[FileIdentity, OpenFile], str]] = {}
         self.queue: deque[_Entry] = deque()
         self.calls: dict[int, _Call] = {}
         self.writes: Event | None = None
         self.reads: Event | None = None
         self.blocked = False  # until the fork that makes this space has been given out
-        self.heap_known = False
         self.foreign = False  # a 32-bit program
         self.last_time = 0
         self.aio: dict[int, int] = {}
 
 
 class _Process:
-    __slots__ = ("exec", "pid", "space", "threads")
+    """A process. origin: the fork that made it. file_calls: calls on descriptors under way, by thread."""
 
-    def __init__(self, pid: int, space: _Space) -> None:
+    __slots__ = ("exec", "file_calls", "files", "origin", "pid", "space", "threads")
+
+    def __init__(self, pid: int, space: _Space, files: OpenFiles, origin: _Entry | None) -> None:
         self.pid = pid
         self.space = space
+        self.files = files
+        self.origin = origin
         self.threads = {pid}
         self.exec: _Exec | None = None
+        self.file_calls: dict[int, tuple[str, Arguments]] = {}
 
 
 class Assembler:
@@ -130,7 +144,6 @@ class Assembler:
         self._nodes = nodes
         self._processes: dict[int, _Process] = {}
         self._forking: dict[int, tuple[int, int]] = {}  # parent's tid -> (child's pid, time)
-        self._files: dict[str, dict[tuple[FileIdentity, int], str]] = {}
         self._emitted = 0
         self.losses: dict[str, int] = {}
 
@@ -141,13 +154,28 @@ class Assembler:
         process = self._processes.get(pid)
         if process is None:
             return
-        process.space.last_time = time
-        process.space.calls[tid] = _Call(name, arguments, time)
+        if name in open_files.NAMES:
+            if name in ("close", "close_range"):
+                process.files.entered(name, arguments)
+            else:
+                process.file_calls[tid] = name, arguments
+            return
+        space = process.space
+        space.last_time = time
+        call = space.calls[tid] = _Call(name, arguments)
+        if name == "mmap" and not arguments[3] & abi.MAP_ANONYMOUS:
+            # Now, not when it returns: until then another thread may have given the number to another file.
+            call.opened = process.files.of(arguments[4] & 0xFFFF_FFFF)
 
-    def leave(self, time: int, pid: int, tid: int, result: int, file: str = "") -> None:
-        """Thread `tid` leaves its call with `result` (``-errno`` on failure). file: as for `event_of`, where known."""
+    def leave(self, time: int, pid: int, tid: int, name: str, result: int, file: str = "") -> None:
+        """Thread `tid` leaves call `name` with `result` (``-errno`` on failure). file: as for `event_of`, if known."""
         process = self._processes.get(pid)
         if process is None:
+            return
+        if name in open_files.NAMES:
+            begun, arguments = process.file_calls.pop(tid, ("", ()))
+            if begun == name:
+                process.files.left(name, arguments, result)
             return
         space = process.space
         space.last_time = time
@@ -155,6 +183,11 @@ class Assembler:
             self.execed(time, pid, "")
         call = space.calls.pop(tid, None)
         if call is None or space.foreign:
+            return
+        if call.name != name:  # a record got lost between
+            if call.entry is not None:
+                call.entry.known = True
+                self._drain(space)
             return
         event = self._event(process, call, result, file)
         if event is not None:
@@ -197,7 +230,10 @@ class Assembler:
         space = process.space
         anonymous = name == "//anon" or name.startswith("[")
         if process.exec is not None:
-            file = name if name.startswith("[") else "" if anonymous else self._file(name, identity, -1)
+            file = name if name.startswith("[") else ""
+            if not anonymous:
+                opened = process.exec.files.setdefault(identity, OpenFile(False))
+                file = _identify(space, name, identity, opened)
             place = Event(
                 events.PLACE,
                 pid,
@@ -218,8 +254,8 @@ class Assembler:
             return  # the same, in a fault that the call itself took
         if call.mapped is None:
             call.mapped = addr, length
-            if call.name == "mmap" and not anonymous:
-                call.file = self._file(name, identity, call.arguments[4] & 0xFFFF_FFFF)
+            if call.opened is not None and not anonymous:
+                call.file = _identify(space, name, identity, call.opened)
             if call.name in ("mmap", "brk", "mprotect", "pkey_mprotect", "shmat", "remap_file_pages"):
                 call.entry = _Entry(None, False)
                 space.queue.append(call.entry)
@@ -250,7 +286,18 @@ class Assembler:
         shared = bool(clone_flags & abi.CLONE_VM)
         event = Event(events.FORK, pid, flags=abi.CLONE_VM if shared else 0, child=child, time=when)
         entry = _Entry(event, True)
-        self._start(child, space, entry, shared)
+        files = process.files if clone_flags & CLONE_FILES else process.files.copy()
+        if shared:
+            space.users.add(child)
+            self._processes[child] = _Process(child, space, files, entry)
+        else:
+            made = _Space(child)
+            made.foreign = space.foreign
+            made.aio = dict(space.aio)
+            made.names = {name: dict(known) for name, known in space.names.items()}
+            made.blocked = True
+            entry.child = made
+            self._processes[child] = _Process(child, made, files, entry)
         space.queue.append(entry)
         self._drain(space)
 
@@ -260,11 +307,19 @@ class Assembler:
         if process is None:
             if pid != self._root:
                 return
-            process = self._processes[pid] = _Process(pid, _Space())
+            process = self._processes[pid] = _Process(pid, _Space(pid), OpenFiles(), None)
         else:
+            before = process.space
             self._leave_space(process)
-            process.space = _Space()
+            space = process.space = _Space(pid)
+            if process.origin is not None and not process.origin.given:
+                # The parent has something under way from before the fork: the fork waits, and all that follows.
+                space.blocked = True
+                process.origin.child = space
+                space.queue.extend(before.queue if not before.users else ())
+            process.files = process.files.after_exec()
         process.threads = {pid}
+        process.file_calls.clear()
         process.exec = _Exec()
 
     def execed(self, time: int, pid: int, program: str) -> None:
@@ -277,23 +332,24 @@ class Assembler:
         space = process.space
         space.last_time = time
         first = next((place.file for place in image.placed if place.file.startswith("/")), "")
-        self._send(Event(events.EXEC, pid, file=program or first, time=time))
         stack = next((place for place in reversed(image.placed) if place.file == STACK), None)
         space.foreign = stack is not None and stack.addr + stack.length <= _HIGHEST_32_BIT
+        happened = [Event(events.EXEC, pid, file=program or first)]
         if space.foreign:
             self.count("processes_32_bit")
-            return
-        for place in settle(image.placed):
-            place.time = time
-            self._send(place)
-        if stack is not None:
-            # copy_strings() writes arguments and environment through get_user_pages: pages without a fault.
-            end = stack.addr + stack.length
-            touched = [fault.addr for fault in image.faults if stack.addr <= fault.addr < end]
-            low = min([end - PAGE_SIZE, *touched])
-            self._touch(space, events.WRITE, pid, low, end - low, time)
-        for fault in image.faults:
-            self._touch(space, fault.op, pid, fault.addr, PAGE_SIZE, time)
+        else:
+            happened += settle(image.placed)
+            if stack is not None:
+                # copy_strings() writes arguments and environment through get_user_pages: pages without a fault.
+                end = stack.addr + stack.length
+                touched = [fault.addr for fault in image.faults if stack.addr <= fault.addr < end]
+                low = min([end - PAGE_SIZE, *touched])
+                happened.append(Event(events.WRITE, pid, addr=low, length=end - low))
+            happened += image.faults
+        for event in happened:
+            event.time = time
+            space.queue.append(_Entry(event, True))
+        self._drain(space)
 
     def place(self, time: int, pid: int, place: Event) -> None:
         """A mapping that exec made, from a recorder that sees it some other way; right after `execed`."""
@@ -354,31 +410,19 @@ class Assembler:
 
     # The order.
 
-    def _start(self, pid: int, parent: _Space, entry: _Entry, shared: bool) -> None:
-        if shared:
-            parent.users += 1
-            self._processes[pid] = _Process(pid, parent)
-            return
-        space = _Space()
-        space.heap_known = parent.heap_known
-        space.foreign = parent.foreign
-        space.aio = dict(parent.aio)
-        space.blocked = True
-        entry.child = space
-        self._processes[pid] = _Process(pid, space)
-
     def _leave_space(self, process: _Process) -> None:
         """`process` ends or execs: nothing of it is under way any more; the last one out gives out what waits."""
         space = process.space
-        space.users -= 1
-        for tid in list(process.threads):
+        space.users.discard(process.pid)
+        for tid in list(process.threads) if space.users else list(space.calls):
             self._abandon(space, tid)
-        if space.users == 0:
-            for tid in list(space.calls):
-                self._abandon(space, tid)
         self._drain(space)
-        if space.users == 0:
-            self._settle_faults(space)
+        # What waits or is being gathered happened in this space: who has left it must not carry it into another.
+        self._settle_faults(space)
+        heir = next(iter(space.users), process.pid)
+        for entry in space.queue:
+            if entry.event is not None and entry.event.pid == process.pid and entry.event.op != events.EXIT:
+                entry.event.pid = heir
 
     def _abandon(self, space: _Space, tid: int) -> None:
         """The call of `tid` will not return. Where the kernel announced its mapping, it happened all the same."""
@@ -400,7 +444,14 @@ class Assembler:
         if name == "mbind" and not file:
             # perf does not see the node mask; on a machine of one node there is only one.
             file = policy_text(arguments[2], self._nodes if arguments[3] else "")
+        if call.opened is not None and not file:
+            file = f"fd:{arguments[4] & 0xFFFF_FFFF}"  # the mapping failed, or its announcement got lost
         event = event_of(name, process.pid, arguments, result, file)
+        if event is not None and call.opened is not None and arguments[3] & abi.MAP_TYPE != abi.MAP_PRIVATE:
+            # A file whose opening was not seen is taken for read-only unless it is mapped for writing.
+            writable = call.opened.writable
+            if writable is False or (writable is None and not arguments[2] & abi.PROT_WRITE):
+                event.flags |= events.READ_ONLY_FILE
         if event is not None and name == "shmat" and call.mapped is not None:
             event.length = call.mapped[1]
         return event
@@ -428,6 +479,7 @@ class Assembler:
         queue = space.queue
         while queue and queue[0].known and not space.blocked:
             entry = queue.popleft()
+            entry.given = True
             event = entry.event
             if event is None:
                 continue
@@ -435,10 +487,6 @@ class Assembler:
                 self._touch(space, event.op, event.pid, event.addr, event.length, event.time)
                 continue
             self._settle_faults(space)
-            if event.op == events.BRK and not space.heap_known and event.result:
-                space.heap_known = True
-                heap = Event(events.PLACE, event.pid, addr=event.result, file=HEAP, time=event.time)
-                self._send(heap)
             self._send(event)
             if entry.child is not None:
                 entry.child.blocked = False
@@ -473,20 +521,6 @@ class Assembler:
         event.time = self._emitted = max(self._emitted, event.time)
         self._emit(event)
 
-    # Files and flags.
-
-    def _file(self, name: str, identity: FileIdentity, opened: int) -> str:
-        """An identity of the open file: its path, and a number where one path stands for several.
-
-        opened: the file descriptor, -1 for a file that exec opened. Two descriptors are two open files, unless one is
-        a copy of the other, which cannot be seen; mappings of different open files never merge.
-        """
-        known = self._files.setdefault(name, {})
-        key = identity, opened
-        if key not in known:
-            known[key] = name if not known else f"{name}#{len(known) + 1}"
-        return known[key]
-
     def _place_flags(self, prot: int, flags: int, name: str) -> int:
         if name in self._special:
             return self._special[name]
@@ -496,6 +530,15 @@ class Assembler:
         if flags & abi.MAP_SHARED:
             return bits | abi.VM_SHARED | abi.VM_MAYSHARE
         return bits | (abi.VM_ACCOUNT if prot & abi.PROT_WRITE else 0)
+
+
+def _identify(space: _Space, name: str, identity: FileIdentity, opened: OpenFile) -> str:
+    """The identity of an open file as text: its path, with a number behind it for the second of that path and so on."""
+    known = space.names.setdefault(name, {})
+    label = known.get((identity, opened))
+    if label is None:
+        label = known[identity, opened] = f"{name}#{len(known) + 1}" if known else name
+    return label
 
 
 def settle(placed: list[Event]) -> list[Event]:

@@ -19,13 +19,13 @@ from vmaweld import abi
 from vmaweld.events import Event
 from vmaweld.kernel import snapshots
 from vmaweld.kernel.errors import KernelError
-from vmaweld.trace import perf_data
+from vmaweld.trace import open_files, perf_data
 from vmaweld.trace.assembler import SPECIAL_FLAGS, Assembler
 from vmaweld.trace.calls import NUMBERS, TASK_NUMBERS, UNSEEN_NUMBERS
 from vmaweld.trace.sampler import MARGIN, Sample
 from vmaweld.trace.store import TraceWriter
 
-_NAMES: Final = {**NUMBERS, **TASK_NUMBERS, **UNSEEN_NUMBERS}
+_NAMES: Final = {**NUMBERS, **TASK_NUMBERS, **UNSEEN_NUMBERS, **open_files.NUMBERS}
 _TRACEFS: Final = Path("/sys/kernel/tracing")
 _READY_SECONDS: Final = 30
 _BUFFER_TOTAL: Final = 512 << 20
@@ -116,7 +116,12 @@ class PerfRecorder:
             raise RecorderError("perf is not installed: apt install linux-perf")
         control, self._control = os.pipe()
         acknowledged, acknowledge = os.pipe()
-        numbers = "||".join(f"id=={number}" for number in _NAMES)
+        entered = "||".join(f"id=={number}" for number in _NAMES)
+        left = "||".join(
+            f"(id=={number}&&ret>=0)" if number in open_files.MUST_SUCCEED else f"id=={number}"
+            for number in _NAMES
+            if number not in open_files.ENTRY_ONLY
+        )
         user_address = f"address<{abi.TASK_SIZE:#x}"
         buffer = 16 << 20
         while buffer > 1 << 20 and buffer * (os.cpu_count() or 1) > _BUFFER_TOTAL:
@@ -131,8 +136,8 @@ class PerfRecorder:
             "-e", "exceptions:page_fault_kernel", "--filter", user_address,
             "-e", "task:task_newtask",
             "-e", "sched:sched_process_exec",
-            "-e", "raw_syscalls:sys_enter", "--filter", numbers,
-            "-e", "raw_syscalls:sys_exit", "--filter", numbers,
+            "-e", "raw_syscalls:sys_enter", "--filter", entered,
+            "-e", "raw_syscalls:sys_exit", "--filter", left,
         ]  # fmt: skip
         with (self._directory / "perf.out").open("wb") as chatter:
             # In a session of its own: a Ctrl-C is for the command, perf ends when we say so.
@@ -247,7 +252,9 @@ def feed(
             if name is not None:
                 assembler.enter(now, record[2], record[3], name, record[5:])
         elif kind == perf_data.LEAVE:
-            assembler.leave(now, record[2], record[3], record[5])
+            name = names.get(record[4])
+            if name is not None:
+                assembler.leave(now, record[2], record[3], name, record[5])
         elif kind == perf_data.MAPPED:
             assembler.mapped(*record[:1], *record[2:])
         elif kind == perf_data.FORKED:
