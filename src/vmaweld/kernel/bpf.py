@@ -17,6 +17,7 @@ import ctypes
 import gc
 import os
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from vmaweld.kernel import bpf_program as program
@@ -43,6 +44,8 @@ _NAME_TAG: Final = program.NAME_TAG.to_bytes(8, "little")
 _KIND_NAMES: Final = ("", "[heap]", "[stack]", "", "")
 _HAS_CLOSE: Final = 1 << 16
 _HAS_POLICY: Final = 1 << 24
+
+FileName = Callable[[int, int, int, int], str]
 
 _MPOL_MODES: Final = ("default", "prefer", "bind", "interleave", "local", "prefer-many", "weighted-interleave")
 _MPOL_FLAGS: Final = ((1 << 15, "static"), (1 << 14, "relative"), (1 << 13, "balancing"))
@@ -205,18 +208,22 @@ def _one_sequence(records: bytes) -> bool:
     return last <= 0 or records[size - tail : size] == records[last + size - tail : last + size]
 
 
-def parse(pid: int, records: bytes, consistent: bool = True) -> Snapshot:
-    """The records of a `Watch` as a Snapshot; paths of mapped files are looked up in /proc/PID/map_files."""
+def parse(pid: int, records: bytes, consistent: bool = True, *, file_name: FileName | None = None) -> Snapshot:
+    """The records of a `Watch` as a Snapshot.
+
+    file_name: names the file of the first row that maps it, from (start, end, device, inode); where there is none,
+        /proc/PID/map_files is asked. The device is the kernel's number: major << 20 | minor.
+    """
     collecting = gc.isenabled()
     gc.disable()  # 60,000 rows are no garbage, but would set off several full collections
     try:
-        return _parse(pid, records, consistent)
+        return _parse(pid, records, consistent, file_name or (lambda *row: _path(pid, *row)))
     finally:
         if collecting:
             gc.enable()
 
 
-def _parse(pid: int, records: bytes, consistent: bool) -> Snapshot:
+def _parse(pid: int, records: bytes, consistent: bool, file_name: FileName) -> Snapshot:
     rows: list[Row] = []
     anon_vmas: dict[int, AnonVma] = {}
     paths: dict[int, str] = {0: ""}
@@ -231,7 +238,7 @@ def _parse(pid: int, records: bytes, consistent: bool) -> Snapshot:
             anon_vmas[anon_vma] = AnonVma(root, parent, children, active)
         path = paths.get(file_id)
         if path is None:
-            path = paths[file_id] = _path(pid, start, end, device, inode)
+            path = paths[file_id] = file_name(start, end, device, inode)
         rows.append(
             Row(
                 start,
