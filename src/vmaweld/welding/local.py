@@ -1,13 +1,20 @@
-"""Running batches in this process."""
+"""Welding the memory of this process."""
 
 import ctypes
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import snapshots, syscalls
+from vmaweld.kernel.pagemap import Pagemap
+from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import machine_code as mc
+from vmaweld.welding import plan, support
+from vmaweld.welding.errors import WeldError
+from vmaweld.welding.folding import fold
 from vmaweld.welding.program import Outcome, Program
+from vmaweld.welding.report import Report
 
 NAME: Final = "vmaweld-weld"
 """Name of the memfd that holds code, journal and entries; in maps it reads ``/memfd:vmaweld-weld (deleted)``."""
@@ -38,3 +45,146 @@ def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
         os.close(fd)
         if address:
             syscalls.munmap(address, length)
+
+
+def weld(start: int, length: int, *, unshare: bool = False) -> Report:
+    """Close the open seams inside ``[start, start + length)`` of this process's memory.
+
+    Nobody may touch, map, unmap or change that range meanwhile: not another thread, not a signal handler, not a system
+    call in flight. (A thread that does touch it waits for the page; one that remaps it undoes itself or the weld.)
+    Seams that cannot be closed stay as they are, and the report tells why.
+
+    start, length: bytes; widened to whole pages. Seams at the very ends are not inside.
+    unshare: make pages that are shared since a fork this process's own first, by a write fault that keeps their
+        bytes: free where nobody else maps them any more, a copy where someone does.
+    Raises Refused where this machine or process cannot weld at all, HalfDone as told there.
+
+    >>> report = weld(address, 1 << 20)   # doctest: +SKIP
+    >>> report.closed, report.left        # doctest: +SKIP
+    (15, [])
+    """
+    support.check_own()
+    low, high = abi.page_align_down(start), abi.page_align_up(start + length)
+    return _weld(snapshots.take(os.getpid()), low, high, unshare)
+
+
+def _weld(before: Snapshot, low: int, high: int, unshare: bool) -> Report:
+    support.check_headroom(len(before.rows))
+    pid = os.getpid()
+    limits = plan.Limits(low, high, unshare=unshare, relock=support.relock_reason(pid))
+    with Pagemap(pid) as pages:
+        made = plan.make(before, pages, limits)
+        report = Report(pid, len(before.rows), copied=made.shared if unshare else 0)
+        report.seams = made.seams + sum(left.seams for left in made.left)
+        folded = fold(made.candidates, plan.Room(before.rows), pages, run, low=low)
+    report.closed, report.pages = folded.closed, folded.pages
+    report.vmas_after = report.vmas_before - folded.closed
+    report.left = [*made.left, *(plan.Left(at, at, 1, reason) for at, reason in sorted(folded.failed.items()))]
+    return report
+
+
+def mremap(
+    address: int,
+    old_size: int,
+    new_size: int,
+    *,
+    new_address: int | None = None,
+    must_merge: bool = False,
+) -> int:
+    """mremap(2) with MREMAP_MAYMOVE, but the result becomes one VMA with the neighbours it fits to.
+
+    Where it cannot (pages shared or pinned, an old kernel) the result is that of the plain call; with `must_merge` the
+    call raises WeldError with the reason instead and leaves everything where it was. Either way the bytes are the same.
+    While it runs, nobody may touch, map or unmap the memory, nor its neighbours at the new place (see `weld`).
+
+    address, old_size, new_size: bytes; address page aligned, sizes widened to whole pages, neither 0.
+    new_address: move it there, replacing what is mapped there (MREMAP_FIXED); None: the kernel chooses, or it stays.
+    Returns the address. Raises OSError as mremap(2) does; then nothing has changed.
+
+    >>> buffer = vmaweld.mremap(buffer, 1 << 20, 2 << 20)   # doctest: +SKIP
+    """
+    old_size, new_size = abi.page_align_up(old_size), abi.page_align_up(new_size)
+    if must_merge:
+        support.check_own()
+        return _move_and_merge(address, old_size, new_size, new_address)
+    result = _plain(address, old_size, new_size, new_address)
+    try:
+        support.check_own()
+        _merge(result, new_size)
+    except (WeldError, OSError):
+        pass  # it stays what the plain call made it
+    return result
+
+
+def _plain(address: int, old_size: int, new_size: int, new_address: int | None) -> int:
+    if new_address is None:
+        return syscalls.mremap(address, old_size, new_size, abi.MREMAP_MAYMOVE)
+    return syscalls.mremap(address, old_size, new_size, abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED, new_address)
+
+
+def _merge(start: int, size: int) -> str:
+    """Close the open seams of ``[start, start + size)``, its ends included; why one stays, "" if none does."""
+    snapshot = snapshots.take(os.getpid())
+    end = start + size
+    near = [row for row in snapshot.rows if row.start <= end and row.end >= start]
+    if len(near) < 2:
+        return ""
+    report = _weld(snapshot, near[0].start, near[-1].end, unshare=False)
+    return next((left.reason for left in report.left if left.end >= start and left.start <= end), "")
+
+
+def _move_and_merge(address: int, old_size: int, new_size: int, new_address: int | None) -> int:
+    # What a plain call would discard is kept until the merge has come about: the end that a smaller size cuts off
+    # stays where it is, and what is mapped at the new place waits elsewhere.
+    size = min(old_size, new_size)
+    if new_address is not None and address < new_address + new_size and new_address < address + old_size:
+        return _plain(address, old_size, new_size, new_address)  # they overlap: the kernel refuses, and says so
+    aside = _set_aside(new_address, new_size) if new_address is not None else []
+    try:
+        result = _plain(address, size, new_size, new_address)
+    except OSError:
+        _bring_back(aside)
+        raise
+    try:
+        reason = _merge(result, new_size)
+    except WeldError as error:
+        reason = str(error)
+    if not reason:
+        for _place, away, length in aside:
+            syscalls.munmap(away, length)
+        if size < old_size:
+            syscalls.munmap(address + size, old_size - size)
+        return result
+    if result == address:
+        if new_size > size:
+            syscalls.munmap(result + size, new_size - size)
+    else:
+        flags = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
+        syscalls.mremap(result, new_size, size, flags, address)
+    _bring_back(aside)
+    raise WeldError(f"not merged, and nothing has changed: {reason}")
+
+
+def _set_aside(start: int, size: int) -> list[tuple[int, int, int]]:
+    """Move what is mapped in ``[start, start + size)`` away; (place, where it is now, length) each."""
+    moved: list[tuple[int, int, int]] = []
+    rows: Sequence[Row] = snapshots.take(os.getpid()).rows
+    try:
+        for row in rows:
+            low, high = max(row.start, start), min(row.end, start + size)
+            if low < high:
+                away = syscalls.mmap(
+                    0, high - low, abi.PROT_NONE, abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_NORESERVE
+                )
+                flags = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
+                syscalls.mremap(low, high - low, high - low, flags, away)
+                moved.append((low, away, high - low))
+    except OSError:
+        _bring_back(moved)
+        raise
+    return moved
+
+
+def _bring_back(moved: Sequence[tuple[int, int, int]]) -> None:
+    for place, away, length in moved:
+        syscalls.mremap(away, length, length, abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED, place)

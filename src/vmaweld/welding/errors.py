@@ -1,0 +1,16 @@
+"""Why a weld did not come about."""
+
+
+class WeldError(Exception):
+    """A weld that was asked for was not done, and nothing has changed; the message is one line with the reason."""
+
+
+class Refused(WeldError):
+    """Machine, settings or process do not allow a weld; the message says what would."""
+
+
+class HalfDone(WeldError):
+    """The calls that put things back failed too: the memory is complete, but part of it lies elsewhere.
+
+    Touching that part waits. Run the weld again: it finds the journal and finishes.
+    """

@@ -1,0 +1,303 @@
+"""What to weld: from a snapshot to groups for the batch machine, and the reasons for what is left out."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol
+
+from vmaweld import abi
+from vmaweld.kernel import pagemap
+from vmaweld.seams import Run, runs_of_open_seams, seams
+from vmaweld.snapshot import Row, Snapshot
+from vmaweld.welding.program import Group
+
+GROUP_BYTES: Final = 1 << 30
+"""Most bytes folded in one pass: as much address space (and commit charge) is needed twice for the moment."""
+ROOM_GUARD: Final = 16 << 20
+"""Left free on either side of the room that is used, so that stacks and neighbours may grow."""
+
+_NEVER: Final[tuple[tuple[int, str], ...]] = (
+    (abi.VM_MAYSHARE | abi.VM_SHARED, "shared memory: its pages belong to no one process"),
+    (abi.VM_HUGETLB, "hugetlb memory: UFFDIO_MOVE does not take it"),
+    (abi.VM_GROWSDOWN, "a stack that grows by itself"),
+    (abi.VM_SPECIAL, "a special mapping (device or kernel memory)"),
+    (abi.VM_UFFD_ANY, "the program watches it with a userfaultfd of its own"),
+    (abi.VM_SEALED, "sealed with mseal(2): the kernel forbids moving it"),
+    (abi.VM_SHADOW_STACK, "a shadow stack"),
+    (abi.VM_DROPPABLE, "droppable memory (MAP_DROPPABLE): userfaultfd refuses it"),
+)
+
+
+class Left(NamedTuple):
+    """Seams that stay open. start, end: the range they lie in. seams: how many. reason: one line."""
+
+    start: int
+    end: int
+    seams: int
+    reason: str
+
+
+class Candidate(NamedTuple):
+    """Neighbouring rows that can become one. populate: ranges to write to first (with unshare)."""
+
+    rows: Sequence[Row]
+    populate: Sequence[tuple[int, int]] = ()
+
+    @property
+    def seams(self) -> int:
+        """VMAs that will be gone."""
+        return len(self.rows) - 1
+
+
+class Plan(NamedTuple):
+    """candidates: what will be welded. left: what will not, and why. pages: populated pages that will move.
+    shared: pages that `unshare` will copy (each costs a page of memory).
+    """
+
+    candidates: Sequence[Candidate]
+    left: Sequence[Left]
+    pages: int
+    shared: int
+
+    @property
+    def seams(self) -> int:
+        """VMAs that will be gone."""
+        return sum(candidate.seams for candidate in self.candidates)
+
+
+class PageSource(Protocol):
+    """What a plan wants to know about pages; `pagemap.Pagemap` knows it."""
+
+    def runs(self, start: int, end: int) -> list[pagemap.Run]:
+        """Populated pages of ``[start, end)`` as runs."""
+        ...
+
+
+class Limits(NamedTuple):
+    """What the caller wants, and what the process allows.
+
+    low, high: weld inside ``[low, high)`` only: every byte that is touched lies in it.
+    min_gain: leave runs with fewer open seams than that.
+    unshare: make shared pages the process's own first.
+    relock: "" where mlocked memory may be unlocked for the moment and locked again, else why not.
+    failed: seams that were tried already, by address, with the reason why they stayed open.
+    """
+
+    low: int = 0
+    high: int = abi.TASK_SIZE
+    min_gain: int = 1
+    unshare: bool = False
+    relock: str = ""
+    failed: Mapping[int, str] = MappingProxyType({})
+
+
+def make(snapshot: Snapshot, pages: PageSource, limits: Limits) -> Plan:
+    """The plan for `snapshot`. O(rows + populated runs)."""
+    candidates: list[Candidate] = []
+    left: list[Left] = []
+    moved = copied = 0
+    for rows in _chains(snapshot, limits, left):
+        reason = _why_not(rows, snapshot, limits)
+        if reason:
+            left.append(_left(rows, reason))
+            continue
+        if len(rows) - 1 < limits.min_gain:
+            left.append(_left(rows, f"fewer than {limits.min_gain} seams together (--min-gain)"))
+            continue
+        populated = pages.runs(rows[0].start, rows[-1].end)
+        for part, shared in _split_at_shared(rows, populated, limits.unshare):
+            if shared:
+                left.append(Left(part[0].end, part[-1].end, len(part) - 1, _shared_reason(shared)))
+                continue
+            reason = _locked_reason(part, populated, limits.low)
+            if reason:
+                left.append(_left(part, reason))
+                continue
+            inside = _clip(populated, part[1].start, part[-1].end)
+            totals = pagemap.totals(inside)
+            moved += totals.populated
+            copied += totals.shared
+            populate: Sequence[tuple[int, int]] = ()
+            if limits.unshare:
+                populate = [(start, end) for start, end, kind in inside if not kind & pagemap.ZERO]
+            candidates.append(Candidate(part, populate))
+    return Plan(candidates, left, moved, copied)
+
+
+def _left(rows: Sequence[Row], reason: str) -> Left:
+    return Left(rows[0].start, rows[-1].end, len(rows) - 1, reason)
+
+
+def _chains(snapshot: Snapshot, limits: Limits, left: list[Left]) -> Iterator[Sequence[Row]]:
+    """Rows with open seams between them, two or more, inside the limits and cut where a weld has failed before."""
+    for run in runs_of_open_seams(seams(snapshot)):
+        rows = _within(snapshot.rows, run, limits)
+        first = 0
+        for at in range(1, len(rows) if limits.failed else 0):
+            reason = limits.failed.get(rows[at].start)
+            if reason is not None:
+                left.append(Left(rows[at - 1].end, rows[at].end, 1, reason))
+                if at - first > 1:
+                    yield rows[first:at]
+                first = at
+        if len(rows) - first > 1:
+            yield rows[first:] if first else rows
+
+
+def _within(rows: Sequence[Row], run: Run, limits: Limits) -> list[Row]:
+    """The rows of `run` that lie inside the limits; the first may begin before them, for only its end is touched."""
+    return [row for row in rows[run.first : run.last + 1] if row.end <= limits.high and row.end > limits.low]
+
+
+def _shared_reason(shared: int) -> str:
+    return f"{shared} pages are shared with another process (or were): --unshare makes them its own"
+
+
+def _why_not(rows: Sequence[Row], snapshot: Snapshot, limits: Limits) -> str:
+    """Why nothing of `rows` can be welded, "" where it can. The rows differ in nothing that is asked here."""
+    row = rows[0]
+    flags = row.flags
+    if row.file:
+        return "maps a file: UFFDIO_MOVE takes anonymous memory only"
+    for bits, reason in _NEVER:
+        if flags & bits:
+            return reason
+    if any(row.name.startswith("[stack") for row in rows):
+        return "the stack"
+    if row.close:
+        return "a mapping with a close operation never merges"
+    if flags & abi.VM_MERGEABLE and not limits.unshare:
+        return "KSM may share its pages (MADV_MERGEABLE): --unshare breaks that"
+    if not flags & abi.VM_WRITE and not flags & abi.VM_ACCOUNT and not flags & abi.VM_NORESERVE:
+        return "never writable until now: making it so would charge it to the commit limit for good"
+    if flags & abi.VM_LOCKED_MASK and limits.relock:
+        return limits.relock
+    if snapshot.source == "procfs" and any(row.mempolicy is None for row in rows):
+        return "its memory policy cannot be read"
+    return ""
+
+
+def _locked_reason(rows: Sequence[Row], populated: Sequence[pagemap.Run], low: int) -> str:
+    """Locking again populates every hole, so there must be none; MLOCK_ONFAULT leaves them."""
+    if rows[0].flags & abi.VM_LOCKED_MASK != abi.VM_LOCKED:
+        return ""
+    keep = _keep_from(rows[0], low)
+    there = sum(end - start for start, end, _ in _clip(populated, keep, rows[-1].end))
+    if there != rows[-1].end - keep:
+        return "mlocked, yet with holes: locking it again would fill them"
+    return ""
+
+
+def _clip(runs: Sequence[pagemap.Run], start: int, end: int) -> list[pagemap.Run]:
+    first = bisect_right(runs, start, key=lambda run: run.end)
+    last = bisect_left(runs, end, key=lambda run: run.start)
+    return [pagemap.Run(max(run.start, start), min(run.end, end), run.kind) for run in runs[first:last]]
+
+
+def _split_at_shared(
+    rows: Sequence[Row], populated: Sequence[pagemap.Run], unshare: bool
+) -> Iterator[tuple[Sequence[Row], int]]:
+    """Parts of `rows`: those that can be folded into their first (0), and those that share pages (how many).
+
+    A VMA with shared pages can keep, for its pages stay as they are, but cannot be folded into another. Parts overlap
+    by a row: the last of one is the first of the next.
+    """
+    alone = pagemap.PRESENT | pagemap.EXCLUSIVE
+    shared = [
+        (start, end)
+        for start, end, kind in populated
+        if kind & pagemap.PRESENT and not kind & (pagemap.FILE | pagemap.ZERO) and kind & alone != alone
+    ]
+    if not shared or unshare:
+        yield rows, 0
+        return
+    starts = [row.start for row in rows]
+    counts = [0] * len(rows)
+    for start, end in shared:
+        at = bisect_left(starts, start + 1) - 1
+        while at < len(rows) and rows[at].start < end:
+            counts[at] += (min(end, rows[at].end) - max(start, rows[at].start)) >> abi.PAGE_SHIFT
+            at += 1
+    first = 0
+    for at in range(1, len(rows) + 1):
+        if at == len(rows) or bool(counts[at]) != bool(counts[first + 1]):
+            part = rows[first:at]
+            yield part, sum(counts[first + 1 : at])
+            first = at - 1
+
+
+def _keep_from(row: Row, low: int) -> int:
+    """Where the kept stretch of `row` begins: its last huge page's room, so that no huge page is cut."""
+    return max(row.start, low, (row.end - 1) & -abi.HUGE_PAGE_SIZE)
+
+
+def groups(
+    candidates: Iterable[Candidate],
+    room: "Room",
+    pages: PageSource,
+    *,
+    low: int = 0,
+    pieces: int = 1 << 30,
+    group_bytes: int = GROUP_BYTES,
+) -> Iterator[tuple[Group, Sequence[Row]]]:
+    """Groups for all of `candidates`, each with its rows.
+
+    pieces: at most so many in a group; with 1 every seam stands or falls alone.
+    Each group's kept stretch is the end of the group before, so a group that fails does no harm to the next.
+    """
+    for candidate in candidates:
+        rows = candidate.rows
+        first = 0
+        while first + 1 < len(rows):
+            keep = _keep_from(rows[first], low)
+            last = first + 1
+            while last + 1 < len(rows) and last - first < pieces and rows[last + 1].end - keep <= group_bytes:
+                last += 1
+            yield _group(rows[first : last + 1], keep, candidate, room, pages), rows[first : last + 1]
+            first = last
+
+
+def _group(rows: Sequence[Row], keep: int, candidate: Candidate, room: "Room", pages: PageSource) -> Group:
+    row = rows[0]
+    locked = -1
+    if row.flags & abi.VM_LOCKED_MASK:
+        locked = abi.MLOCK_ONFAULT if row.flags & abi.VM_LOCKONFAULT else 0
+    inside = [(start, end) for start, end in candidate.populate if start < rows[-1].end and end > rows[1].start]
+    untouched = not row.anon_vma and all(kind & pagemap.ZERO for _, _, kind in pages.runs(keep, row.end))
+    return Group(
+        keep,
+        [(row.start, row.end) for row in rows[1:]],
+        room.place(keep, rows[-1].end - keep),
+        row.flags & abi.VM_ACCESS_FLAGS,
+        locked,
+        [(max(start, rows[1].start), min(end, rows[-1].end)) for start, end in inside],
+        untouched,
+    )
+
+
+class NoRoom(Exception):
+    """The address space has no free stretch that is large enough."""
+
+
+class Room:
+    """The largest free stretch of an address space, from whose middle each group borrows what it needs.
+
+    rows: all VMAs, in order. The stretch below the first and above the last is not used: the kernel places
+    new mappings by rules of its own there.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._low = self._high = 0
+        for before, after in pairwise(rows):
+            if after.start - before.end > self._high - self._low:
+                self._low, self._high = before.end, after.start
+        self._low += ROOM_GUARD
+        self._high -= ROOM_GUARD
+
+    def place(self, keep: int, length: int) -> int:
+        """An address in the stretch for `length` bytes, aligned as `keep` modulo 2 MiB. Raises NoRoom."""
+        start = (self._low + self._high - length) // 2 & -abi.HUGE_PAGE_SIZE | keep & (abi.HUGE_PAGE_SIZE - 1)
+        if start < self._low or start + length > self._high:
+            raise NoRoom(f"no {length >> 20} MiB of address space free in one piece")
+        return start

@@ -1,0 +1,51 @@
+"""What a weld did, for people and as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vmaweld.welding.plan import Left
+
+
+@dataclass
+class Report:
+    """What a weld did.
+
+    pid: the process.
+    vmas_before, vmas_after: VMAs of the whole process.
+    seams: open seams found in the range, before.
+    closed: seams closed.
+    pages: populated pages that moved (4 KiB each).
+    copied: pages that `unshare` copied, because someone else maps them.
+    left: open seams that stay, with reasons.
+    pauses: seconds for which the threads were stopped, one a slice; empty for a weld of the own process.
+    """
+
+    pid: int
+    vmas_before: int = 0
+    vmas_after: int = 0
+    seams: int = 0
+    closed: int = 0
+    pages: int = 0
+    copied: int = 0
+    left: Sequence[Left] = ()
+    pauses: list[float] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """No open seam stays."""
+        return not self.left
+
+    def as_json(self) -> dict[str, object]:
+        """The keys of ``vmaweld weld --json``; stable."""
+        return {
+            "pid": self.pid,
+            "vmas": {"before": self.vmas_before, "after": self.vmas_after},
+            "seams": {"before": self.seams, "closed": self.closed, "left": sum(left.seams for left in self.left)},
+            "pages_moved": self.pages,
+            "pages_copied": self.copied,
+            "pauses_ms": [round(pause * 1e3, 3) for pause in self.pauses],
+            "left": [
+                {"start": f"{left.start:#x}", "end": f"{left.end:#x}", "seams": left.seams, "reason": left.reason}
+                for left in self.left
+            ],
+        }

@@ -1,0 +1,49 @@
+"""What must be true of machine and process before a weld may begin."""
+
+import platform
+import resource
+import struct
+
+from vmaweld.kernel import procfs, userfaultfd
+from vmaweld.welding.errors import Refused
+
+HEADROOM = 12
+"""VMAs that a weld needs for the moment: code and journal, the room, two splits, and what mremap asks to be free."""
+
+
+def check_machine() -> None:
+    """Raises Refused unless this is a 64-bit x86 program."""
+    if platform.machine() != "x86_64" or struct.calcsize("P") != 8:
+        raise Refused(f"no weld on {platform.machine()} yet: only on x86-64, from a 64-bit Python")
+
+
+def check_own() -> None:
+    """Raises Refused unless this process may weld its own memory."""
+    check_machine()
+    fine, reason = userfaultfd.available(userfaultfd.FEATURE_MOVE)
+    if not fine:
+        raise Refused(reason)
+
+
+def check_headroom(vmas: int) -> None:
+    """Raises Refused where a process with so many VMAs is too near the limit for a weld to work."""
+    limit = procfs.max_map_count()
+    if vmas + HEADROOM > limit:
+        raise Refused(
+            f"{vmas} VMAs are too near the limit of {limit}, for a weld needs {HEADROOM} more while it works: "
+            f"sysctl -w vm.max_map_count={vmas + HEADROOM} and run it again"
+        )
+
+
+def relock_reason(pid: int) -> str:
+    """Why mlocked memory of `pid` may not be unlocked for the moment, "" where it may."""
+    with open("/proc/swaps", encoding="ascii") as file:
+        if len(file.read().splitlines()) > 1:
+            return "mlocked, and swap is on: unlocked for the moment of the move, it might be written to disk"
+    status = dict(line.split(b":\t", 1) for line in procfs.read_file(pid, "status").splitlines() if b":\t" in line)
+    locked = int(status.get(b"VmLck", b"0").split()[0]) << 10
+    limit = procfs.limits(pid).get("Max locked memory", (resource.RLIM_INFINITY, None))[0]
+    ipc_lock = int(status.get(b"CapEff", b"0"), 16) >> 14 & 1
+    if limit is not None and locked > limit and not ipc_lock:
+        return "mlocked beyond what RLIMIT_MEMLOCK allows now: it could not be locked again"
+    return ""
