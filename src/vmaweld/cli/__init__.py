@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from vmaweld import __version__
+from vmaweld import __version__, build
 
 COMMANDS = {
     "study": "Record a command, replay it under the stock kernel and the series, say what merges.",
@@ -43,7 +43,7 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, "--version", message="%(prog)s %(version)s")
+@click.version_option(__version__, "--version", message=f"%(prog)s %(version)s ({build.describe()})")
 def cli() -> None:
     """How Linux merges virtual memory areas, why it often cannot, and what to do about it.
 

@@ -1,0 +1,91 @@
+# Everything runs in .venv, which is made when it is missing. `make help` tells the targets.
+
+SHELL := /bin/sh
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+COMPILED := build/compiled
+# Tests whose subject is what gets compiled; the rest would only run the same Python twice.
+COMPILED_TESTS := $(sort $(wildcard tests/test_build*.py tests/test_model_*.py tests/test_seams*.py \
+	tests/test_study*.py tests/test_verify*.py tests/test_replay*.py))
+MODULES := $(wildcard src/vmaweld/*.py src/vmaweld/model/*.py)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+# A clone that was moved, or whose Python was upgraded, needs its .venv anew.
+$(shell { [ "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" ] && $(BIN)/python -c ''; } 2>/dev/null || rm -f $(READY))
+
+.NOTPARALLEL:
+
+.PHONY: help
+help:  ## Tell the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: setup
+setup: $(READY)  ## Make the virtual environment
+
+$(READY): pyproject.toml setup.py
+	@set -e; \
+	for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+		python=; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "vmaweld needs Python 3.11 or later and found none: apt install python3 python3-venv (or make PYTHON=/path/to/python3)" >&2; \
+		exit 1; \
+	fi; \
+	if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo "$$python cannot make virtual environments: apt install python3-venv" >&2; \
+		exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$($$python --version) ..."; \
+	[ -x $(BIN)/pip ] && $(BIN)/python -c '' 2>/dev/null || $$python -m venv --clear $(VENV); \
+	$(BIN)/python -m pip install -q -e '.[test]'; \
+	pwd > $@
+
+.PHONY: study
+study: $(READY)  ## Record examples/growing_buffers.py and say what merges
+	@$(BIN)/vmaweld study -- python3 examples/growing_buffers.py
+
+.PHONY: lint
+lint: $(READY)  ## ruff and mypy --strict
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+.PHONY: test
+test: lint test-compiled test-pure  ## All that CI checks: lint, the tests on the compiled build and on the pure one
+
+.PHONY: test-pure
+test-pure: $(READY)
+	VMAWELD_EXPECT=pure $(BIN)/python -m pytest
+
+.PHONY: test-compiled
+test-compiled: $(COMPILED)/ready
+	@if ls $(COMPILED)/vmaweld/model/merge.*.so >/dev/null 2>&1; then \
+		set -x; VMAWELD_EXPECT=compiled PYTHONPATH="$(CURDIR)/$(COMPILED)" $(BIN)/python -m pytest $(COMPILED_TESTS); \
+	else \
+		echo "The compiled build is left out, there is no C compiler: apt install gcc libc6-dev python3-dev" >&2; \
+		[ -z "$$CI" ]; \
+	fi
+
+.PHONY: compiled
+compiled: $(COMPILED)/ready  ## Build the compiled modules into build/compiled
+
+$(COMPILED)/ready: $(READY) $(MODULES)
+	rm -rf $(COMPILED) build/temp
+	$(BIN)/python setup.py -q build --build-lib $(COMPILED) --build-temp build/temp
+	touch $@
+
+.PHONY: wheel
+wheel: $(READY)  ## Build the wheel that users install, into dist/
+	rm -rf build/lib* build/bdist*
+	$(BIN)/python -m pip wheel -q --no-deps --wheel-dir dist .
+	@ls -1t dist/*.whl | head -1
+
+.PHONY: clean
+clean:  ## Remove everything that the other targets have made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks src/*.egg-info
+	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,69 @@
+"""The two builds: the one that was asked for is the one that runs, and plain Python is there without a compiler."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vmaweld.model.merge
+from vmaweld import build
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_build_that_runs_is_the_one_asked_for() -> None:
+    expected = os.environ.get("VMAWELD_EXPECT", "compiled" if build.compiled() else "pure")
+    assert build.compiled() == (expected == "compiled")
+    assert vmaweld.model.merge.__file__.endswith(".so") == (expected == "compiled")
+
+
+def test_version_names_the_build() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", "from vmaweld.cli import main; main()", "--version"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert printed.stdout.strip().endswith(f"({build.describe()})")
+
+
+def _build(target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``setup.py build`` into `target`, leaving nothing behind in the tree."""
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(target), "build"]
+    return subprocess.run(
+        [*command, "--build-base", str(target), "--build-lib", str(target / "lib")],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_without_a_compiler_the_build_is_plain_python(tmp_path: Path) -> None:
+    built = _build(tmp_path, CC="false", VMAWELD_COMPILE="")
+    assert built.returncode == 0, built.stderr
+    assert "building as plain Python" in built.stderr
+    assert (tmp_path / "lib/vmaweld/model/merge.py").exists()
+    assert not list((tmp_path / "lib").rglob("*.so"))
+
+
+def test_a_wish_that_means_nothing_is_refused(tmp_path: Path) -> None:
+    built = _build(tmp_path, VMAWELD_COMPILE="yes")
+    assert built.returncode != 0
+    assert "VMAWELD_COMPILE" in built.stderr
+
+
+@pytest.mark.parametrize("command", ["editable_wheel", "egg_info", "sdist"])
+def test_only_builds_compile(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editable install must stay what the editor shows, even where compiling is asked for."""
+    seen: dict[str, object] = {}
+    monkeypatch.setattr("setuptools.setup", lambda **keywords: seen.update(keywords))
+    monkeypatch.setattr(sys, "argv", ["setup.py", command])
+    monkeypatch.setenv("VMAWELD_COMPILE", "1")
+    monkeypatch.chdir(ROOT)
+    exec((ROOT / "setup.py").read_text(), {"__name__": "setup"})
+    assert seen == {"ext_modules": []}
