@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 from rich.text import Text
 from textual import work
 from textual.app import App, ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Input, Static
@@ -254,10 +254,10 @@ class ProcessList(Screen[None]):
         if self._only:
             text += f"  filter: {printable(self._only)}"
         self.query_one("#summary", Static).update(text)
-        note = "exact" if self._census.exact else "open seams by elimination (not root)"
+        note = "exact" if self._census.exact else "by elimination (not root)"
         if self._census.refused:
-            note += f"; {self._census.refused:,} processes of other users not readable"
-        self.query_one("#note", Static).update(note + "; Enter shows one process")
+            note += f"; {self._census.refused:,} of other users not readable"
+        self.query_one("#note", Static).update(note + "; Enter: details")
 
     def action_sort(self, by: str) -> None:
         """Order the list anew."""
@@ -310,6 +310,7 @@ class Top(App[None]):
     """
 
     TITLE = "vmaweld top"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "quit", show=False, priority=True)]
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #summary { height: 1; padding: 0 1; }
