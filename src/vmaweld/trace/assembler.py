@@ -192,6 +192,8 @@ class Assembler:
         event = self._event(process, call, result, file)
         if event is not None:
             event.time = time
+        elif name == "userfaultfd" and result >= 0:
+            self.count("userfaultfd")
         if call.entry is not None:
             call.entry.event = event
             call.entry.known = True
@@ -351,12 +353,19 @@ class Assembler:
             space.queue.append(_Entry(event, True))
         self._drain(space)
 
-    def place(self, time: int, pid: int, place: Event) -> None:
-        """A mapping that exec made, from a recorder that sees it some other way; right after `execed`."""
+    def amend(self, pid: int, tid: int, arguments: Arguments) -> None:
+        """What thread `tid`'s call was really called with, from a recorder that knew it only in part when it began."""
+        process = self._processes.get(pid)
+        call = process.space.calls.get(tid) if process is not None else None
+        if call is not None:
+            call.arguments = arguments
+
+    def happened(self, time: int, pid: int, event: Event) -> None:
+        """`event`, from a recorder that knows it as a whole."""
         process = self._processes.get(pid)
         if process is not None:
-            place.time = time
-            process.space.queue.append(_Entry(place, True))
+            event.time = time
+            process.space.queue.append(_Entry(event, True))
             self._drain(process.space)
 
     def ended(self, time: int, pid: int, tid: int) -> None:

@@ -100,13 +100,14 @@ class Launch:
         os.write(self._gate, b"!")
         self._close_gate()
 
-    def wait(self, stopped: Callable[[str], None]) -> int:
+    def wait(self, stopped: Callable[[str], None], target: Callable[[int], int] = int) -> int:
         """Wait for the command's end; its exit status, ``-N`` where signal N ended it.
 
         stopped: called with "exec" or "exit" while the main thread stands still there.
+        target: from our child's pid to the process that signals are for.
         Raises LaunchError where the command could not be executed. Call it on the thread that seized.
         """
-        with _Signals(self.pid):
+        with _Signals(lambda: target(self.pid)):
             while True:
                 _, status = os.waitpid(self.pid, _WALL)
                 if not os.WIFSTOPPED(status):
@@ -136,8 +137,8 @@ class Launch:
 class _Signals:
     """While the command runs: what a terminal sends reaches it by itself, what somebody sends to us is passed on."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, target: Callable[[], int]) -> None:
+        self._target = target
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vmaweld-signals", daemon=True)
 
@@ -146,7 +147,7 @@ class _Signals:
             info = signal.sigtimedwait(_PASSED_ON, 0.2)
             if info is not None and info.si_code != _SI_KERNEL:
                 try:
-                    os.kill(self._pid, info.si_signo)
+                    os.kill(self._target(), info.si_signo)
                 except ProcessLookupError:
                     return
 

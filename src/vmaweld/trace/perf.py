@@ -22,6 +22,7 @@ from vmaweld.kernel.errors import KernelError
 from vmaweld.trace import open_files, perf_data
 from vmaweld.trace.assembler import SPECIAL_FLAGS, Assembler
 from vmaweld.trace.calls import NUMBERS, TASK_NUMBERS, UNSEEN_NUMBERS
+from vmaweld.trace.progress import Progress
 from vmaweld.trace.sampler import MARGIN, Sample
 from vmaweld.trace.store import TraceWriter
 
@@ -31,17 +32,9 @@ _READY_SECONDS: Final = 30
 _BUFFER_TOTAL: Final = 512 << 20
 _WRITE_FAULT: Final = 2  # bit 1 of the page fault's error code
 
-Progress = Callable[[str, int, int], None]
-"""(what is being done, done, total)."""
-
 
 class RecorderError(Exception):
     """The recorder does not work here; one line: what, why, what to do."""
-
-
-def clock() -> int:
-    """The clock of the records: CLOCK_MONOTONIC in nanoseconds."""
-    return time.monotonic_ns()
 
 
 def available() -> tuple[bool, str]:
@@ -101,6 +94,10 @@ class PerfRecorder:
 
     name: Final = "perf"
     faults: Final = "seen"
+    seizes: Final = True
+    tick: Final = 0.025
+    clock = staticmethod(time.monotonic_ns)
+    """CLOCK_MONOTONIC, which perf is told to stamp its records with."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -108,6 +105,14 @@ class PerfRecorder:
         self._perf: subprocess.Popen[bytes] | None = None
         self._control = -1
         self._begin = 0
+
+    def command(self, command: list[str]) -> list[str]:
+        """What is to be run: `command` itself."""
+        return command
+
+    def target(self, pid: int) -> int:
+        """The command's own process: `pid` itself."""
+        return pid
 
     def attach(self, pid: int) -> None:
         """Start perf on `pid` and wait until it records. Raises RecorderError."""
@@ -159,7 +164,7 @@ class PerfRecorder:
                 raise RecorderError(f"perf does not record here: {self._complaint()}")
         finally:
             os.close(acknowledged)
-        self._begin = clock()
+        self._begin = self.clock()
 
     def _complaint(self) -> str:
         """What perf itself said, as a line."""

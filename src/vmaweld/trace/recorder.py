@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from vmaweld.abi import DEFAULT_MAX_MAP_COUNT, PAGE_SIZE
-from vmaweld.trace import perf
+from vmaweld.trace import perf, strace
 from vmaweld.trace.launch import Launch, LaunchError
-from vmaweld.trace.perf import PerfRecorder, Progress, RecorderError
+from vmaweld.trace.perf import PerfRecorder, RecorderError
+from vmaweld.trace.progress import Progress
 from vmaweld.trace.sampler import Sample, Sampler
 from vmaweld.trace.store import Metadata, TraceWriter
+from vmaweld.trace.strace import StraceRecorder
 
-RECORDERS: Final = ("perf",)
+RECORDERS: Final = ("perf", "strace")
 
 
 class CommandError(Exception):
@@ -42,12 +44,17 @@ class Recording:
 
 def choose(wanted: str | None) -> tuple[str, str]:
     """(the recorder to use, why not a better one or ""). Raises RecorderError where none, or not the wanted, works."""
-    ok, reason = perf.available()
-    if wanted == "perf" or (wanted is None and ok):
-        if not ok:
-            raise RecorderError(reason)
+    if wanted not in (None, *RECORDERS):
+        raise RecorderError(f"there is no recorder {wanted!r}: choose perf or strace")
+    perf_ok, perf_reason = (False, "") if wanted == "strace" else perf.available()
+    if perf_ok:
         return "perf", ""
-    raise RecorderError(reason)
+    if wanted == "perf":
+        raise RecorderError(perf_reason)
+    strace_ok, strace_reason = strace.available()
+    if strace_ok:
+        return "strace", perf_reason
+    raise RecorderError("; ".join(reason for reason in (perf_reason, strace_reason) if reason))
 
 
 def machine_metadata(command: Sequence[str]) -> Metadata:
@@ -126,27 +133,30 @@ def record(
         TraceWriter(path, metadata) as writer,
         tempfile.TemporaryDirectory(prefix=".vmaweld-", dir=path.absolute().parent) as directory,
     ):
-        source = PerfRecorder(Path(directory))
+        source = PerfRecorder(Path(directory)) if name == "perf" else StraceRecorder(Path(directory))
         metadata.faults = source.faults
         started(name, fallback)
-        root, status, samples, seconds = _run(command, source, snapshots)
+        root, status, samples, seconds = _run(list(command), source, snapshots)
         metadata.exit_status = status
         source.convert(writer, root, samples, progress)
+        metadata.notes += _notes(metadata)
     return Recording(path, status, metadata, fallback, seconds)
 
 
-def _run(command: Sequence[str], source: PerfRecorder, snapshots: bool) -> tuple[int, int, list[Sample], float]:
-    samples: list[Sample] = []
-    with Launch(command) as launch:
-        sampler = Sampler(launch.pid, perf.clock)
+def _run(
+    command: list[str], source: PerfRecorder | StraceRecorder, snapshots: bool
+) -> tuple[int, int, list[Sample], float]:
+    with Launch(source.command(command)) as launch:
+        sampler = Sampler(launch.pid, source.clock, source.tick)
         try:
             source.attach(launch.pid)
             if snapshots:
-                launch.seize()
+                if source.seizes:
+                    launch.seize()
                 sampler.start()
             begin = time.monotonic()
             launch.release()
-            status = launch.wait(lambda _: sampler.take(launch.pid) if snapshots else None)
+            status = launch.wait(lambda _: sampler.take(launch.pid), source.target)
             seconds = time.monotonic() - begin
         except LaunchError as error:
             raise CommandError(str(error)) from None
@@ -154,3 +164,16 @@ def _run(command: Sequence[str], source: PerfRecorder, snapshots: bool) -> tuple
             samples = sampler.stop()
             source.stop()
     return launch.pid, status, samples, seconds
+
+
+def _notes(metadata: Metadata) -> list[str]:
+    """What the losses mean, a line each."""
+    meanings = {
+        "perf_records": "perf lost {} records: events are missing, what follows them may be wrong",
+        "perf_file_cut_short": "perf did not finish its file: the end of the recording is missing",
+        "processes_32_bit": "{} 32-bit programs were left out",
+        "userfaultfd": "{} userfaultfds were made; which ranges were registered is not seen",
+        "execs_without_mappings": "{} programs ended before their own mappings could be looked up",
+        "tasks_of_unknown_parent": "{} tasks were left out: who made them is not known",
+    }
+    return [meanings[cause].format(number) for cause, number in metadata.losses.items() if cause in meanings]

@@ -21,8 +21,7 @@ MARGIN: Final = 100_000
 """Nanoseconds for which a process must have been at rest before the window: a fault that was announced takes effect
 within."""
 
-_TICK: Final = 0.025
-_FIRST_INTERVAL: Final = 0.1
+_FIRST_INTERVAL: Final = 4  # ticks
 _MAX_ROWS: Final = 200_000
 _MAX_SHARE: Final = 0.1  # of one CPU
 
@@ -39,11 +38,12 @@ class Sample:
 class Sampler:
     """Takes snapshots of `root` and its descendants, each process at ever longer intervals, within bounds.
 
-    clock: nanoseconds of the clock that the recorder stamps its records with.
+    clock: nanoseconds of the clock that the recorder stamps its records with. tick: seconds between looks for new ones.
     """
 
-    def __init__(self, root: int, clock: Callable[[], int]) -> None:
+    def __init__(self, root: int, clock: Callable[[], int], tick: float) -> None:
         self._root = root
+        self._tick = tick
         self._clock = clock
         self._samples: list[Sample] = []
         self._rows = 0
@@ -83,16 +83,24 @@ class Sampler:
             self._rows += len(snapshot.rows)
 
     def _run(self) -> None:
-        due: dict[int, tuple[float, float]] = {}  # pid -> (when next, interval after that)
+        due: dict[tuple[int, str], tuple[float, float]] = {}  # pid and program -> (when next, interval after that)
         while not self._stop.is_set() and self._rows < _MAX_ROWS:
             began = time.monotonic()
             for pid in descendants(self._root):
-                when, interval = due.get(pid, (began, _FIRST_INTERVAL))
+                key = pid, _program(pid)
+                when, interval = due.get(key, (began, _FIRST_INTERVAL * self._tick))
                 if when <= began:
                     self._take(pid)
-                    due[pid] = began + interval, 2 * interval
+                    due[key] = began + interval, 2 * interval
             spent = time.monotonic() - began
-            self._stop.wait(max(_TICK, spent / _MAX_SHARE))
+            self._stop.wait(max(self._tick, spent / _MAX_SHARE))
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return ""
 
 
 def _threads(pid: int) -> int:
