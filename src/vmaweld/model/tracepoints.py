@@ -71,11 +71,16 @@ class MergeRecord:
         return 2 if self.case in (1, 6) else 1 if self.case else 0
 
     def missed(self) -> list[int]:
-        """Addresses of the borders at which only the page offset or the anon_vmas refused a merge."""
+        """Addresses of the borders at which only the page offset or the anon_vmas refused a merge.
+
+        That includes the successor's where the range could merge with either neighbour, but these not with each other.
+        """
         borders = []
         if self.prev_obstacles and not self.prev_obstacles & ~SOFT:
             borders.append(self.start)
         if self.next_obstacles and not self.next_obstacles & ~SOFT:
+            borders.append(self.end)
+        elif self.both_answer == AV_MERGE_FAILED:
             borders.append(self.end)
         return borders
 
