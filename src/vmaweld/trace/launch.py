@@ -5,7 +5,7 @@ mapping is seen. Where the kernel lets us, its main thread is seized with ptrace
 exec, and right before its end, when the address space is still whole. No other thread or process is touched.
 """
 
-import ctypes
+import contextlib
 import os
 import signal
 import threading
@@ -13,18 +13,13 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_libc.ptrace.restype = ctypes.c_long
+from vmaweld.kernel import ptrace, syscalls
 
-_PTRACE_CONT: Final = 7
-_PTRACE_SEIZE: Final = 0x4206
 _PTRACE_LISTEN: Final = 0x4208
 _PTRACE_O_TRACEEXEC: Final = 0x10
 _PTRACE_O_TRACEEXIT: Final = 0x40
 _EVENT_EXEC: Final = 4
 _EVENT_EXIT: Final = 6
-_EVENT_STOP: Final = 128
 _WALL: Final = 0x4000_0000
 _SI_KERNEL: Final = 0x80
 _STOPPING: Final = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -47,7 +42,6 @@ class Launch:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
-        self._seized = False
         self._ended = False
         gate, self._gate = os.pipe()
         self._errors, errors = os.pipe()
@@ -91,9 +85,11 @@ class Launch:
 
     def seize(self) -> bool:
         """Ask to be told of the command's execs and of its end; False where the kernel does not permit it."""
-        options = _PTRACE_O_TRACEEXEC | _PTRACE_O_TRACEEXIT
-        self._seized = _libc.ptrace(_PTRACE_SEIZE, self.pid, None, options) == 0
-        return self._seized
+        try:
+            ptrace.seize(self.pid, _PTRACE_O_TRACEEXEC | _PTRACE_O_TRACEEXIT)
+        except OSError:
+            return False
+        return True
 
     def release(self) -> None:
         """Open the gate: the command begins."""
@@ -123,15 +119,16 @@ class Launch:
     def _answer(self, status: int, stopped: Callable[[str], None]) -> None:
         number = os.WSTOPSIG(status)
         event = status >> 16
-        if event == _EVENT_STOP and number in _STOPPING:
+        if event == ptrace.EVENT_STOP and number in _STOPPING:
             # The whole process is stopped (Ctrl-Z): leave it so, and hear when it goes on.
-            _libc.ptrace(_PTRACE_LISTEN, self.pid, None, None)
+            syscalls.raw(ptrace.NR_PTRACE, _PTRACE_LISTEN, self.pid, 0, 0)
             return
         if event == _EVENT_EXEC:
             stopped("exec")
         elif event == _EVENT_EXIT:
             stopped("exit")
-        _libc.ptrace(_PTRACE_CONT, self.pid, None, 0 if event else number)
+        with contextlib.suppress(OSError):  # killed meanwhile: waiting tells
+            ptrace.proceed(self.pid, 0 if event else number)
 
 
 class _Signals:
@@ -143,13 +140,13 @@ class _Signals:
         self._thread = threading.Thread(target=self._run, name="vmaweld-signals", daemon=True)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            info = signal.sigtimedwait(_PASSED_ON, 0.2)
-            if info is not None and info.si_code != _SI_KERNEL:
-                try:
+        while True:
+            info = signal.sigwaitinfo(_PASSED_ON)
+            if self._stop.is_set():
+                return
+            if info.si_code != _SI_KERNEL:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(self._target(), info.si_signo)
-                except ProcessLookupError:
-                    return
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -157,4 +154,6 @@ class _Signals:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        if self._thread.ident is not None:
+            signal.pthread_kill(self._thread.ident, signal.SIGHUP)  # it only waits for signals
         self._thread.join()

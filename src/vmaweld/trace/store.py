@@ -155,7 +155,7 @@ class TraceWriter:
                 column_encoding={"time": "DELTA_BINARY_PACKED"},
             )
         except OSError as error:
-            raise TraceError(f"cannot write {self.path}: {error.strerror or error}") from None
+            raise _cannot_write(self.path, error) from None
 
     def append(self, event: Event) -> None:
         """Add `event`; events come in the order in which they happened."""
@@ -194,7 +194,7 @@ class TraceWriter:
             try:
                 self._writer.write_table(pa.Table.from_batches(self._batches), row_group_size=2 * _GROUP_ROWS)
             except OSError as error:
-                raise TraceError(f"cannot write {self.path}: {error.strerror or error}") from None
+                raise _cannot_write(self.path, error) from None
             self._batches = []
             self._rows = 0
 
@@ -209,7 +209,7 @@ class TraceWriter:
             os.replace(self._partial, self.path)
         except OSError as error:
             self._discard()
-            raise TraceError(f"cannot write {self.path}: {error.strerror or error}") from None
+            raise _cannot_write(self.path, error) from None
 
     def _discard(self) -> None:
         self._writer.close()
@@ -228,6 +228,10 @@ class TraceWriter:
             self.close()
         else:
             self._discard()
+
+
+def _cannot_write(path: Path, error: OSError) -> TraceError:
+    return TraceError(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}")
 
 
 def _snapshot_batch(snapshot: Snapshot, time: int) -> pa.RecordBatch:

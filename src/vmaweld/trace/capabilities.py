@@ -1,0 +1,183 @@
+"""What this machine lets vmaweld do, each found out by trying it; for `vmaweld doctor`."""
+
+import contextlib
+import ctypes
+import importlib.util
+import mmap
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vmaweld import __version__
+from vmaweld.kernel import ptrace, snapshots, syscalls
+from vmaweld.kernel.userfaultfd import FEATURE_MOVE, Userfaultfd
+from vmaweld.trace import perf, strace
+
+
+@dataclass(slots=True, frozen=True)
+class Capability:
+    """One line of the doctor.
+
+    ok: it works; None where there is nothing to work, only a setting to know. value: what was found.
+    means: what vmaweld does with it. how: how to get it, "" where it is there.
+    """
+
+    name: str
+    ok: bool | None
+    value: str
+    means: str
+    how: str
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def examine() -> Iterator[Capability]:
+    """Everything, in the order in which a reader wants it. Nothing is left behind but a mounted tracefs."""
+    yield _build()
+    yield _kernel()
+    yield _tried("perf", perf.available(), "record: every call, every page fault, exec's own mappings")
+    yield _tried("strace", strace.available(), "record without privilege: page faults are assumed, not seen")
+    yield _tried("bpf", snapshots.bpf_available(), "inspect, verify, record: page offsets, anon_vmas and all flags")
+    yield _ptrace()
+    yield from _userfaultfd()
+    yield _names()
+    yield _guests()
+    yield from _settings()
+
+
+def _tried(name: str, answer: tuple[bool, str], means: str) -> Capability:
+    ok, reason = answer
+    return Capability(name, ok, "works" if ok else "no", means, reason)
+
+
+def _build() -> Capability:
+    found = importlib.util.find_spec("vmaweld.model.merge")
+    compiled = found is not None and found.origin is not None and not found.origin.endswith(".py")
+    return Capability(
+        "vmaweld",
+        None,
+        f"{__version__}, {'compiled' if compiled else 'plain Python'}",
+        "the compiled model is faster, not different",
+        "" if compiled else "install a wheel, or build with VMAWELD_COMPILE=1",
+    )
+
+
+def _kernel() -> Capability:
+    machine = platform.machine()
+    ok = platform.system() == "Linux" and machine == "x86_64"
+    return Capability(
+        "kernel",
+        ok,
+        f"{platform.release()} {machine}",
+        "the model speaks of x86-64 Linux; traces can be studied anywhere",
+        "" if ok else "record, inspect, weld and verify on an x86-64 Linux",
+    )
+
+
+def _ptrace() -> Capability:
+    means = "weld another process; true snapshots at a recorded command's end"
+    try:
+        child = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    except OSError as error:
+        return Capability("ptrace", False, "no", means, f"nothing to try it on: sleep: {error.strerror}")
+    try:
+        ptrace.seize(child.pid)
+    except OSError as error:
+        how = (
+            "sysctl kernel.yama.ptrace_scope=1"
+            if _sysctl("kernel.yama.ptrace_scope") == "3"
+            else "run as root, or allow ptrace in the container"
+        )
+        return Capability("ptrace", False, os.strerror(error.errno or 0), means, how)
+    finally:
+        child.kill()
+        child.wait()
+    return Capability("ptrace", True, "works", means, "")
+
+
+def _userfaultfd() -> Iterator[Capability]:
+    means = "weld: pages keep their bytes while their mapping moves"
+    try:
+        uffd = Userfaultfd()
+    except OSError as error:
+        how = "run as root, or sysctl vm.unprivileged_userfaultfd=1; in a container allow userfaultfd"
+        yield Capability("userfaultfd", False, os.strerror(error.errno or 0), means, how)
+        yield Capability("uffdio_move", False, "no", "weld needs it", "get userfaultfd first")
+        return
+    with contextlib.closing(uffd):
+        features = uffd.features
+    yield Capability("userfaultfd", True, f"works, features {features:#x}", means, "")
+    move = bool(features & FEATURE_MOVE)
+    yield Capability(
+        "uffdio_move",
+        move,
+        "works" if move else "no",
+        "weld: moves pages to the offset and anon_vma of their new neighbour",
+        "" if move else "Linux 6.8 or later",
+    )
+
+
+def _names() -> Capability:
+    means = "VMAs named with prctl(PR_SET_VMA_ANON_NAME); differently named ones never merge"
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        try:
+            syscalls.set_anon_name(ctypes.addressof(ctypes.c_char.from_buffer(page)), mmap.PAGESIZE, None)
+        except OSError:
+            return Capability("anon_names", False, "no", means, "a kernel since 5.17 with CONFIG_ANON_VMA_NAME")
+    return Capability("anon_names", True, "works", means, "")
+
+
+def _guests() -> Capability:
+    missing = []
+    if shutil.which("qemu-system-x86_64") is None:
+        missing.append("apt install qemu-system-x86")
+    if importlib.util.find_spec("virtme") is None and shutil.which("vng") is None:
+        missing.append("pip install 'vmaweld[verify]'")
+    means = "verify --guest: the same programs on other kernels"
+    return Capability("guests", not missing, "no" if missing else "installed", means, "; ".join(missing))
+
+
+def _settings() -> Iterator[Capability]:
+    def setting(name: str, means: str, how: str = "", enough: str = "") -> Capability:
+        value = _sysctl(name)
+        return Capability(name, None, value or "not there", means, how if value not in ("", enough) else "")
+
+    yield setting("vm.max_map_count", "the most VMAs that one process may have", "sysctl vm.max_map_count=NUMBER")
+    yield setting("vm.overcommit_memory", "at 2 MAP_NORESERVE is ignored: all that is writable is accounted")
+    yield setting(
+        "kernel.perf_event_paranoid",
+        "-1 lets everyone record with perf, where tracefs is readable too",
+        "sysctl kernel.perf_event_paranoid=-1",
+        "-1",
+    )
+    yield setting(
+        "vm.unprivileged_userfaultfd",
+        "1 lets everyone weld memory that system calls touch meanwhile",
+        "sysctl vm.unprivileged_userfaultfd=1",
+        "1",
+    )
+    yield setting(
+        "kernel.yama.ptrace_scope",
+        "0 lets users trace their own processes, 1 their children, 2 only root, 3 nobody",
+        "sysctl kernel.yama.ptrace_scope=0",
+        "0",
+    )
+    try:
+        thp = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        thp = "not there"
+    yield Capability("transparent_hugepage", None, thp, "a fault may fill 2 MiB at once, in a VMA large enough", "")
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
+    except OSError:
+        return ""
