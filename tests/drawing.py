@@ -171,9 +171,8 @@ class World:
                     if vma.start < end and vma.end > start and bool(vma.flags & flag) != wanted:
                         return f"{vma!r} {'lacks' if wanted else 'has'} {word}"
             return None
-        drawn = self.draw(pid)
-        if drawing and _borders(drawn) != _borders(drawing):
-            return drawn
+        if drawing and _borders(self.draw(pid)) != _borders(drawing):
+            return self.draw(pid)
         if question == "case" and self.last.case != int(words[0]):
             return f"case {self.last.case}"
         if question == "count" and self.space(pid).map_count != int(words[0]):
@@ -200,7 +199,7 @@ class World:
             event.prot = prot | (abi.PROT_GROWSDOWN if "growsdown" in plain else 0)
             event.flags = int(options["pkey"]) + 1 if "pkey" in options else 0
         elif verb == "mremap":
-            _set_target(event, plain)
+            _set_target(event, words)
         elif verb == "brk":
             event.addr, event.length = end, 0
         elif verb == "madvise":
