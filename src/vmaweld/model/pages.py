@@ -116,7 +116,7 @@ class PageTable:
 
     def runs(self, start: int, end: int) -> list[PageRun]:
         """The runs that overlap ``[start, end)``, uncut."""
-        if not len(self._runs):
+        if not self._runs.count:
             return []
         found: list[PageRun] = []
         run = self._runs.at_or_before(start)
@@ -170,7 +170,7 @@ class PageTable:
         made = 0
         copied = 0
         position = start
-        if not len(self._runs):
+        if not self._runs.count:
             self._runs.insert(start, PageRun(start, end, index, anon_vma))
             return (end - start) >> PAGE_SHIFT, 0
         for run in self.runs(start, end):
@@ -209,7 +209,7 @@ class PageTable:
 
     def drop(self, start: int, end: int) -> int:
         """Unmap every page of ``[start, end)`` (``zap_page_range``). Returns how many there were."""
-        if not len(self._runs):
+        if not self._runs.count:
             return 0
         dropped = 0
         for run in self._cut_runs(start, end):

@@ -47,8 +47,7 @@ class VmaTree:
 
     def insert(self, vma: VMA) -> None:
         """Add `vma` where nothing is mapped."""
-        prev = self._map.at_or_before(vma.start)
-        self._map.insert(vma.start, vma)
+        prev = self._map.insert(vma.start, vma)
         vma.prev = prev
         if prev is None:
             next = self.first
