@@ -5,6 +5,7 @@ needs one dispatch. Which fields an operation reads is told beside its name belo
 their defaults. Addresses and lengths are bytes, as the program passed them (not rounded to pages).
 """
 
+import errno
 from typing import Final
 
 # One name an operation; the strings are what the trace file stores.
@@ -69,6 +70,17 @@ OPERATIONS: Final[tuple[str, ...]] = (
 READ_ONLY_FILE: Final = 1 << 32
 """In the flags of a shared file mapping: the file was opened for reading only, so the mapping can never be written
 (neither VM_SHARED nor VM_MAYWRITE). No flag of mmap's; the descriptor's mode is all that tells."""
+
+
+def result_text(result: int) -> str:
+    """A call's result as a person reads it: ``0``, an address in hex, or the name of the error.
+
+    >>> result_text(-12)
+    'ENOMEM'
+    """
+    if result < 0:
+        return errno.errorcode.get(-result, str(result))
+    return hex(result) if result > 9 else str(result)
 
 
 class Event:

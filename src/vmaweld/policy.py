@@ -30,6 +30,11 @@ DONTUNMAP_ANY = "dontunmap-any"
 """Since 5.13: MREMAP_DONTUNMAP takes file and shared mappings too."""
 DONTUNMAP_RESETS_PGOFF = "dontunmap-resets-pgoff"
 """Since 7.0 (and stable releases of 6.1 to 6.18): a VMA emptied by MREMAP_DONTUNMAP takes the offset of its address."""
+DONTUNMAP_SPLITS_LOCKED = "dontunmap-splits-locked"
+"""Since 7.1 (and stable releases of 6.1 and 6.12): MREMAP_DONTUNMAP of part of an mlocked VMA unlocks that part alone;
+before, all of the VMA."""
+DONTUNMAP_KEEPS_TWO = "dontunmap-keeps-two"
+"""Since 6.19 (and stable releases of 6.1 to 6.18): MREMAP_DONTUNMAP never merges the target with its own source."""
 UNACCOUNT_UNFAULTED = "unaccount-unfaulted"
 """Since 6.5: mprotect takes VM_ACCOUNT away from an unfaulted anonymous VMA that it makes unwritable."""
 THP_ALIGNED_MMAP = "thp-aligned-mmap"
@@ -56,6 +61,8 @@ DROPPABLE = "droppable"
 """Since 6.11: MAP_DROPPABLE."""
 SHARED_UFFD_WP = "shared-uffd-wp"
 """Since 5.19: userfaultfd write protection of shared and file memory."""
+UFFD_UNREGISTER_OWN = "uffd-unregister-own"
+"""Since 6.17: a userfaultfd cannot unregister what another one has registered."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 
@@ -67,6 +74,8 @@ _6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT}) | {
     MADV_COLLAPSE_ROW,
     SHARED_UFFD_WP,
     DONTUNMAP_RESETS_PGOFF,
+    DONTUNMAP_SPLITS_LOCKED,
+    DONTUNMAP_KEEPS_TWO,
 }
 _6_12 = (_6_1 - {CLOSE_NEVER_MERGES}) | {
     UNACCOUNT_UNFAULTED,
@@ -76,8 +85,16 @@ _6_12 = (_6_1 - {CLOSE_NEVER_MERGES}) | {
     DROPPABLE,
     UFFD_MOVE,
 }
-_6_18 = _6_12 | {UNFAULTED_TAKES_FAULTED, MREMAP_MOVES_MANY, MREMAP_CHECKS_FIRST, MADV_GUARD}
-_7_2 = _6_18 | {GUARD_FLAG, MREMAP_HEADROOM_EXACT}
+_STABLE_FIXES = frozenset({DONTUNMAP_RESETS_PGOFF, DONTUNMAP_SPLITS_LOCKED, DONTUNMAP_KEEPS_TWO})
+"""Of 7.x; the newest stable releases of 6.1 and 6.12 have them too, 6.18.44 does not yet."""
+_6_18 = (_6_12 - _STABLE_FIXES) | {
+    UNFAULTED_TAKES_FAULTED,
+    MREMAP_MOVES_MANY,
+    MREMAP_CHECKS_FIRST,
+    MADV_GUARD,
+    UFFD_UNREGISTER_OWN,
+}
+_7_2 = _6_18 | _STABLE_FIXES | {GUARD_FLAG, MREMAP_HEADROOM_EXACT}
 
 KERNELS: dict[str, frozenset[str]] = {
     "linux-5.10": _5_10 - {FORK_REUSES_BY_DEGREE},  # 5.10.y took 6.0's fork rule as a fix
@@ -109,7 +126,9 @@ class Policy:
         "brk_merges_next",
         "close_never_merges",
         "dontunmap_any",
+        "dontunmap_keeps_two",
         "dontunmap_resets_pgoff",
+        "dontunmap_splits_locked",
         "droppable",
         "fork_reuses_by_degree",
         "guard_flag",
@@ -130,6 +149,7 @@ class Policy:
         "shared_uffd_wp",
         "thp_aligned_mmap",
         "uffd_move",
+        "uffd_unregister_own",
         "unaccount_unfaulted",
         "unfaulted_takes_faulted",
         "update_pgoff",
@@ -150,6 +170,8 @@ class Policy:
         self.mremap_headroom_exact: bool = MREMAP_HEADROOM_EXACT in rows
         self.dontunmap_any: bool = DONTUNMAP_ANY in rows
         self.dontunmap_resets_pgoff: bool = DONTUNMAP_RESETS_PGOFF in rows
+        self.dontunmap_splits_locked: bool = DONTUNMAP_SPLITS_LOCKED in rows
+        self.dontunmap_keeps_two: bool = DONTUNMAP_KEEPS_TWO in rows
         self.unaccount_unfaulted: bool = UNACCOUNT_UNFAULTED in rows
         self.thp_aligned_mmap: bool = THP_ALIGNED_MMAP in rows
         self.mmap_undoes: bool = MMAP_UNDOES in rows
@@ -163,6 +185,7 @@ class Policy:
         self.droppable: bool = DROPPABLE in rows
         self.shared_uffd_wp: bool = SHARED_UFFD_WP in rows
         self.uffd_move: bool = UFFD_MOVE in rows
+        self.uffd_unregister_own: bool = UFFD_UNREGISTER_OWN in rows
         self.ignored_flags: int = VM_SOFTDIRTY | (VM_MAYBE_GUARD if self.guard_flag else 0)
         """Flags in which a request and its neighbour may differ (``VM_IGNORE_MERGE``)."""
 

@@ -279,6 +279,8 @@ def _perform(
             result = served.touch(a, b, kind == WRITE)
         elif kind == FORK:
             channel = children.pop(0)
+            # The parent waits until the child has dropped its copies: else closing a userfaultfd would not end it.
+            dropped, drop = os.pipe()
             try:
                 result = os.fork()
             except OSError as error:
@@ -288,7 +290,12 @@ def _perform(
                 for other in children:
                     os.close(other)
                 served.after_fork()
+                os.close(dropped)
+                os.close(drop)
                 return _socket.socket(fileno=channel)
+            os.close(drop)
+            os.read(dropped, 1)
+            os.close(dropped)
             os.close(channel)
         elif kind == EXIT:
             answers += ANSWER.pack(0)

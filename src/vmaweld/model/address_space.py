@@ -35,11 +35,13 @@ class Machine:
 
     policy: the kernel's rules.     trace: collects merge records, or None.
     max_map_count: ``vm.max_map_count``.      overcommit_never: ``vm.overcommit_memory`` is 2.
-    anon_names: the kernel has CONFIG_ANON_VMA_NAME.
+    anon_names: the kernel has CONFIG_ANON_VMA_NAME.     stack_limit: RLIMIT_STACK in bytes.
+    file_pages: sizes, in pages, of the files whose size matters: shared anonymous memory and segments.
     """
 
     __slots__ = (
         "anon_names",
+        "file_pages",
         "last_anon_vma",
         "last_file",
         "max_map_count",
@@ -47,6 +49,7 @@ class Machine:
         "mmap_base",
         "overcommit_never",
         "policy",
+        "stack_limit",
         "trace",
     )
 
@@ -59,6 +62,7 @@ class Machine:
         mmap_base: int,
         anon_names: bool,
         overcommit_never: bool,
+        stack_limit: int,
     ) -> None:
         self.policy: Policy = policy
         self.trace: Tracepoints | None = trace
@@ -67,8 +71,10 @@ class Machine:
         self.mmap_base: int = mmap_base
         self.anon_names: bool = anon_names
         self.overcommit_never: bool = overcommit_never
+        self.stack_limit: int = stack_limit
         self.last_anon_vma: int = 0
         self.last_file: int = 0
+        self.file_pages: dict[str, int] = {}
 
 
 class AddressSpace:
@@ -304,6 +310,13 @@ class AddressSpace:
             machine.last_anon_vma += 1
         self.pages.fork_into(child.pages, vma.start, vma.end)
 
+    def file_end(self, vma: VMA) -> int:
+        """The address in `vma` past which its file has no pages, so that touching is SIGBUS; its end if none is known."""
+        pages = self.machine.file_pages.get(vma.file, -1) if vma.file else -1
+        if pages < 0:
+            return vma.end
+        return min(max(vma.address_of(pages), vma.start), vma.end)
+
     # addresses --------------------------------------------------------------------------------------
 
     def start_gap(self, vma: VMA) -> int:
@@ -319,25 +332,28 @@ class AddressSpace:
         vma = self.vmas.find(address)
         return vma is None or address + length <= self.start_gap(vma)
 
-    def find_free(self, length: int, align: int = PAGE_SIZE) -> int:
+    def find_free(self, length: int) -> int:
         """The highest free range of `length` bytes below mmap_base (``unmapped_area_topdown``). Raises ENOMEM.
 
         O(VMAs) in the worst case: meant for programs whose addresses nobody recorded.
         """
         high = self.machine.mmap_base
-        vma = self.vmas.find_prev(high)
-        above = self.vmas.find(high)
-        if above is not None:
-            high = min(high, self.start_gap(above))
+        above = self.vmas.find(high - 1)
         while True:
-            floor = vma.end if vma is not None else self.machine.min_address
-            start = (high - length) // align * align
-            if start >= floor and start >= self.machine.min_address:
-                return start
-            if vma is None:
+            below = self.vmas.find_prev(high - 1) if above is None else above.prev
+            end = high if above is None else min(high, above.start)
+            floor = max(below.end if below is not None else 0, self.machine.min_address)
+            if end - length >= floor:
+                # Only the VMA right above the gap is asked how far it must stay away.
+                limit = end if above is None else self.start_gap(above)
+                if limit >= end:
+                    return end - length
+                high = limit
+                above = self.vmas.find(high - 1)
+            elif below is not None:
+                above = below
+            else:
                 raise LinuxError(errno.ENOMEM, f"no free range of {length} bytes")
-            high = self.start_gap(vma)
-            vma = vma.prev
 
     def grow_down(self, vma: VMA, address: int) -> None:
         """Extend the stack `vma` down to the page of `address` (``expand_downwards``). Raises EFAULT or ENOMEM."""
@@ -353,6 +369,8 @@ class AddressSpace:
         ):
             raise LinuxError(errno.ENOMEM, f"the stack at {vma.start:#x} has no room to grow")
         self.prepare_anon_vma(vma)
+        if vma.end - address > self.machine.stack_limit:
+            raise LinuxError(errno.ENOMEM, f"the stack at {vma.start:#x} would exceed its limit")
         pages = (vma.start - address) >> PAGE_SHIFT
         if pages > vma.pgoff:
             raise LinuxError(errno.ENOMEM, "the stack's page offset cannot go below zero")

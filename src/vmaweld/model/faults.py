@@ -43,7 +43,9 @@ def touch(space: AddressSpace, addr: int, length: int, *, write: bool) -> int:
         needed = VM_WRITE if write else VM_ACCESS_FLAGS
         if not vma.flags & needed:
             raise LinuxError(errno.EFAULT, f"{start:#x} is not {'writable' if write else 'readable'}")
-        stop = min(vma.end, end)
+        stop = min(space.file_end(vma), end)
+        if stop <= start:
+            raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
         if write:
             space.write_pages(vma, start, stop)
         start = stop
@@ -52,13 +54,15 @@ def touch(space: AddressSpace, addr: int, length: int, *, write: bool) -> int:
 
 def populate(space: AddressSpace, start: int, end: int, *, ignore_errors: bool) -> None:
     """``__mm_populate``: touch what mlock and MAP_POPULATE promise. Raises ENOMEM for memory without access."""
-    vma = space.vmas.find(start)
+    vma = space.vmas.find(start) if start < end else None
     while vma is not None and vma.start < end:
         if not vma.flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
             if vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE:
                 space.write_pages(vma, max(vma.start, start), min(vma.end, end))
             elif not vma.flags & VM_ACCESS_FLAGS and not ignore_errors:
                 raise LinuxError(errno.ENOMEM, f"{vma.start:#x} allows no access")
+            if space.file_end(vma) < min(vma.end, end) and not ignore_errors:
+                raise LinuxError(errno.ENOMEM, f"{vma.start:#x} reaches past the end of its file")
         vma = vma.next
 
 
@@ -70,7 +74,9 @@ def populate_advice(space: AddressSpace, start: int, end: int, *, write: bool) -
             raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
         if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
             raise LinuxError(errno.EINVAL, f"{start:#x} is not {'writable' if write else 'readable'}")
-        stop = min(vma.end, end)
+        stop = min(space.file_end(vma), end)
+        if stop <= start:
+            raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
         if write:
             space.write_pages(vma, start, stop)
         start = stop

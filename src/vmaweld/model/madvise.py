@@ -42,6 +42,7 @@ from vmaweld.abi import (
     VM_LOCKED,
     VM_MAYBE_GUARD,
     VM_MAYSHARE,
+    VM_MAYWRITE,
     VM_MERGEABLE,
     VM_MIXEDMAP,
     VM_NOHUGEPAGE,
@@ -218,8 +219,8 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
     elif advice == MADV_REMOVE:
         if flags & VM_LOCKED or not vma.file:
             raise LinuxError(errno.EINVAL, "only for unlocked file mappings")
-        if flags & (VM_SHARED | VM_WRITE) != VM_SHARED | VM_WRITE:
-            raise LinuxError(errno.EACCES, "only for shared writable mappings")
+        if flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
+            raise LinuxError(errno.EACCES, "only for shared mappings that may be written")
     elif advice == MADV_GUARD_INSTALL:
         if flags & (VM_LOCKED | VM_SPECIAL | VM_HUGETLB):
             raise LinuxError(errno.EINVAL, "guard pages are not for this mapping")

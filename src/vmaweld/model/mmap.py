@@ -25,6 +25,7 @@ from vmaweld.abi import (
     MAP_TYPE,
     PAGE_SHIFT,
     PAGE_SIZE,
+    PROT_WRITE,
     TASK_SIZE,
     VM_ACCOUNT,
     VM_DONTDUMP,
@@ -47,6 +48,7 @@ from vmaweld.abi import (
     page_align_down,
     page_align_up,
 )
+from vmaweld.events import READ_ONLY_FILE
 from vmaweld.model.address_space import AddressSpace
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
@@ -69,12 +71,14 @@ def mmap(
     *,
     placed: int = 0,
     close: bool = False,
+    writable: bool = True,
 ) -> int:
     """mmap(2). Returns the address.
 
     file: identity of the open file; "" needs MAP_ANONYMOUS.      pgoff: offset in pages.
     placed: where a recording saw the kernel place the mapping; used where the call leaves the choice to the kernel.
     close: the file's mappings have a close operation (System V segments).
+    writable: the file is open for writing; a shared mapping of another may never become writable.
     Raises EINVAL, ENOMEM, EEXIST, EOVERFLOW, EOPNOTSUPP, EPERM.
     """
     if not length:
@@ -104,10 +108,16 @@ def mmap(
         raise LinuxError(errno.EEXIST, f"something is mapped in {address:#x}-{address + length:#x}")
 
     vm_flags, file, pgoff, close = _mapping_kind(space, vm_flags, address, flags, file, pgoff, close)
+    if file and vm_flags & VM_SHARED and not writable:
+        if prot & PROT_WRITE:
+            raise LinuxError(errno.EACCES, "the file is not open for writing")
+        vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
     vm_flags |= VM_HUGETLB if flags & MAP_HUGETLB else 0
     if flags & MAP_NORESERVE and not space.machine.overcommit_never:
         vm_flags |= VM_NORESERVE
 
+    if shared_anonymous or close:
+        space.machine.file_pages[file] = length >> PAGE_SHIFT
     _map_region(space, address, length, vm_flags, file, pgoff, close=close)
     if vm_flags & VM_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE:
         populate(space, address, address + length, ignore_errors=True)
@@ -128,10 +138,14 @@ def _place(space: AddressSpace, addr: int, length: int, flags: int, shmem_or_fil
         return placed
     if addr and space.fits(addr, length):
         return addr
-    align = PAGE_SIZE
     if space.machine.policy.thp_aligned_mmap and not shmem_or_file and not length % HUGE_PAGE_SIZE:
-        align = HUGE_PAGE_SIZE
-    return space.find_free(length, align)
+        # thp_get_unmapped_area: a gap with 2 MiB to spare, and in it the lowest aligned place, or the next above.
+        try:
+            address = space.find_free(length + HUGE_PAGE_SIZE)
+        except LinuxError:
+            return space.find_free(length)
+        return address // HUGE_PAGE_SIZE * HUGE_PAGE_SIZE + HUGE_PAGE_SIZE
+    return space.find_free(length)
 
 
 def _mapping_kind(
@@ -144,6 +158,10 @@ def _mapping_kind(
             raise LinuxError(errno.EOPNOTSUPP, "MAP_SYNC needs a DAX file")
         if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
             vm_flags |= VM_SHARED | VM_MAYSHARE
+            if flags & READ_ONLY_FILE:
+                if vm_flags & VM_WRITE:
+                    raise LinuxError(errno.EACCES, "the file is not open for writing")
+                vm_flags &= ~(VM_SHARED | VM_MAYWRITE)
         elif kind != MAP_PRIVATE:
             raise LinuxError(errno.EINVAL, f"mmap type {kind} of a file")
         if vm_flags & VM_GROWSDOWN:
@@ -243,6 +261,22 @@ def _grow_brk(space: AddressSpace, start: int, end: int) -> None:
         if space.merge(m) is not None:
             return
     space.vmas.insert(VMA(space, start, end, flags, start >> PAGE_SHIFT))
+
+
+def shmat(space: AddressSpace, addr: int, length: int, prot: int, remap: bool, segment: str, *, placed: int = 0) -> int:
+    """shmat(2): attach the `segment` of `length` bytes. Returns the address. Raises EINVAL, ENOMEM.
+
+    remap: SHM_REMAP, replace what is mapped at `addr`; without, that is an error (``do_shmat``).
+    """
+    if addr & (PAGE_SIZE - 1):
+        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
+    if not addr and remap:
+        raise LinuxError(errno.EINVAL, "SHM_REMAP needs an address")
+    if addr and not remap and space.vmas.intersection(addr, addr + length) is not None:
+        raise LinuxError(errno.EINVAL, f"something is mapped in {addr:#x}-{addr + length:#x}")
+    flags = MAP_SHARED | (MAP_FIXED if addr else 0)
+    writable = bool(prot & PROT_WRITE)
+    return mmap(space, addr, length, prot, flags, segment, placed=placed, close=True, writable=writable)
 
 
 def shmdt(space: AddressSpace, addr: int) -> int:

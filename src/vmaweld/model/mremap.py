@@ -154,19 +154,23 @@ def _remap_to(
 def _move_many(space: AddressSpace, addr: int, length: int, flags: int, new_addr: int) -> int:
     """``remap_move`` (6.17): every VMA of the range moves, the gaps between them kept."""
     end = addr + length
-    vma = space.vmas.find(addr)
+    position = addr
     moved = False
     change = new_addr - addr
-    while vma is not None and vma.start < end:
+    while position < end:
+        vma = space.vmas.find(position)
+        if vma is None or vma.start >= end:
+            break
         if not moved and addr < vma.start:
             raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
         start = max(vma.start, addr)
         stop = min(vma.end, end)
-        if vma.flags & VM_UFFD_ANY and (moved or vma.end < end):
-            raise LinuxError(errno.EFAULT, "memory with a userfaultfd moves one VMA at a time")
+        # vma_multi_allowed: neither userfaultfds nor files that place their own mappings, as segments do.
+        if (vma.flags & VM_UFFD_ANY or vma.close) and (moved or vma.end < end):
+            raise LinuxError(errno.EFAULT, "memory with a userfaultfd, or a segment, moves one VMA at a time")
         _remap_to(space, start, stop - start, stop - start, flags, start + change, 0)
         moved = True
-        vma = space.vmas.find(stop)
+        position = stop
     if not moved:
         raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
     return new_addr
@@ -210,7 +214,7 @@ def _move(space: AddressSpace, vma: VMA, addr: int, old_length: int, new_length:
     if not policy.mremap_headroom_exact and len(space.vmas) >= space.machine.max_map_count - 3:
         raise LinuxError(errno.ENOMEM, "the move might exceed vm.max_map_count")
     dontunmap = bool(flags & MREMAP_DONTUNMAP)
-    if dontunmap and vma.flags & VM_LOCKED:
+    if dontunmap and vma.flags & VM_LOCKED and policy.dontunmap_splits_locked:
         if vma.start != addr:
             space.checked_split(vma, addr, new_below=True)
         if vma.end != addr + old_length:
@@ -264,7 +268,7 @@ def _copy(
             pgoff = target >> PAGE_SHIFT
     next = space.vmas.find(target)
     prev = next.prev if next is not None else space.vmas.find_prev(target)
-    if relocatable and keep_source:  # MREMAP_DONTUNMAP: source and target must stay two
+    if relocatable and keep_source and policy.dontunmap_keeps_two:  # MREMAP_DONTUNMAP: source and target must stay two
         if prev is vma:
             prev = None
         if next is vma:

@@ -7,7 +7,6 @@ from vmaweld.abi import (
     CLONE_VM,
     DEFAULT_MAX_MAP_COUNT,
     MAP_FIXED,
-    MAP_SHARED,
     MMAP_MIN_ADDR,
     VM_DONTCOPY,
     VM_LOCKED_MASK,
@@ -32,6 +31,7 @@ class System:
 
     policy: the kernel's rules.      trace: where merge records go; None costs nothing.
     max_map_count, min_address: ``vm.max_map_count``, ``vm.mmap_min_addr``.
+    stack_limit: RLIMIT_STACK, bytes.
     anon_names, overcommit_never: how the kernel is configured (CONFIG_ANON_VMA_NAME, ``vm.overcommit_memory=2``).
 
     >>> from vmaweld.policy import parse_policy
@@ -55,9 +55,10 @@ class System:
         mmap_base: int = DEFAULT_MMAP_BASE,
         anon_names: bool = True,
         overcommit_never: bool = False,
+        stack_limit: int = 8 << 20,
     ) -> None:
         self.machine: Machine = Machine(
-            policy, trace, max_map_count, min_address, mmap_base, anon_names, overcommit_never
+            policy, trace, max_map_count, min_address, mmap_base, anon_names, overcommit_never, stack_limit
         )
         self.processes: dict[int, AddressSpace] = {}
         self.sequence: int = 0
@@ -131,8 +132,9 @@ class System:
         if op == ev.MBIND:
             return mprotect.mbind(space, addr, length, event.file)
         if op == ev.SHMAT:
-            flags = MAP_SHARED | (MAP_FIXED if event.flags & MAP_FIXED or addr else 0)
-            return mmap.mmap(space, addr, length, event.prot, flags, event.file, placed=_placed(event), close=True)
+            return mmap.shmat(
+                space, addr, length, event.prot, bool(event.flags & MAP_FIXED), event.file, placed=_placed(event)
+            )
         if op == ev.SHMDT:
             return mmap.shmdt(space, addr)
         if op == ev.REMAP_FILE_PAGES:
@@ -142,7 +144,7 @@ class System:
         if op == ev.UFFD_REGISTER:
             return userfault.register(space, addr, length, event.flags, event.new_addr)
         if op == ev.UFFD_UNREGISTER:
-            return userfault.unregister(space, addr, length)
+            return userfault.unregister(space, addr, length, event.new_addr)
         if op == ev.UFFD_CLOSE:
             return userfault.close(space, event.new_addr)
         if op == ev.UFFD_MOVE:

@@ -13,7 +13,6 @@ from vmaweld.abi import (
     VM_DROPPABLE,
     VM_HUGETLB,
     VM_LOCKED,
-    VM_MAYSHARE,
     VM_MAYWRITE,
     VM_PKEY_MASK,
     VM_SHARED,
@@ -47,7 +46,7 @@ def _can_userfault(space: AddressSpace, vma: VMA, flags: int) -> bool:
     """``vma_can_userfault``: anonymous, shmem or hugetlb memory; write protection of shmem since 5.19."""
     if vma.flags & VM_DROPPABLE:
         return False
-    shmem = bool(vma.flags & VM_MAYSHARE) and vma.file.startswith(("/dev/zero", "/memfd:", "/SYSV"))
+    shmem = vma.file.startswith(("/dev/zero", "/memfd:", "/dev/shm/")) and not vma.close
     if flags & VM_UFFD_MINOR and not (shmem or vma.flags & VM_HUGETLB):
         return False
     if not vma.anonymous and flags & VM_UFFD_WP and not space.machine.policy.shared_uffd_wp:
@@ -85,14 +84,19 @@ def register(space: AddressSpace, addr: int, length: int, mode: int, context: in
     return 0
 
 
-def unregister(space: AddressSpace, addr: int, length: int) -> int:
-    """UFFDIO_UNREGISTER. Returns 0. Raises EINVAL, ENOMEM."""
+def unregister(space: AddressSpace, addr: int, length: int, context: int) -> int:
+    """UFFDIO_UNREGISTER. Returns 0. Raises EINVAL, ENOMEM.
+
+    context: the userfaultfd asked; until 6.16 any would do.
+    """
     end = _checked(addr, length)
     first = space.vmas.find(addr)
     if first is None or first.start >= end:
         raise LinuxError(errno.EINVAL, f"nothing is mapped at {addr:#x}")
     vma: VMA | None = first
     while vma is not None and vma.start < end:
+        if vma.uffd and vma.uffd != context and space.machine.policy.uffd_unregister_own:
+            raise LinuxError(errno.EINVAL, f"the mapping at {vma.start:#x} has another userfaultfd")
         if not _can_userfault(space, vma, vma.flags & VM_UFFD_ANY):
             raise LinuxError(errno.EINVAL, f"the mapping at {vma.start:#x} cannot have a userfaultfd")
         vma = vma.next
