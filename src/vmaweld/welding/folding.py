@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from vmaweld.kernel import pagemap
-from vmaweld.snapshot import Row
 from vmaweld.welding.errors import HalfDone, Refused
-from vmaweld.welding.plan import Candidate, PageSource, Room, groups
-from vmaweld.welding.program import Group, Outcome, Program
+from vmaweld.welding.plan import Candidate, Room, clip, groups
+from vmaweld.welding.program import A_GROUP, Group, Outcome, Program
 
 Run = Callable[[Program], tuple[tuple[str, int], list[Outcome]]]
 """Runs a finished program where the memory is; returns `Program.outcomes`."""
@@ -32,38 +31,60 @@ class Folded:
     """What came of it.
 
     closed: seams gone. pages: populated pages that moved. failed: seams that were tried and stay open, by
-    address, with the reason.
+    address, with the reason. ends: where groups that went through end.
     """
 
     closed: int = 0
     pages: int = 0
     failed: dict[int, str] = field(default_factory=dict)
+    ends: set[int] = field(default_factory=set)
 
 
 def fold(
     candidates: Iterable[Candidate],
     room: Room,
-    pages: PageSource,
     run: Run,
     *,
     low: int = 0,
     program: Callable[[], Program] = Program,
+    most_entries: int = 1 << 20,
 ) -> Folded:
     """Weld `candidates` with as few batches as it takes (one, unless something fails).
 
-    low: nothing below that address is touched. program: makes an empty program.
+    low: nothing below that address is touched. program: makes an empty program. most_entries: what it may hold.
     Raises Refused where the batch cannot begin, HalfDone where it cannot end.
     """
     result = Folded()
-    again = _batch(list(groups(candidates, room, pages, low=low)), pages, run, program, result)
+    chosen = list(candidates)
+    cuts = {candidate.rows[-1].end for candidate in chosen if candidate.cut}
+    again = _batches(list(groups(chosen, room, low=low)), run, program, result, most_entries)
     if again:
-        _batch(list(groups(again, room, pages, low=low, pieces=1)), pages, run, program, result)
+        single = list(groups(again, room, low=low, pieces=1))
+        _batches(single, run, program, result, most_entries)
+    result.closed -= len(cuts & result.ends)
     return result
 
 
+def _batches(
+    todo: Sequence[tuple[Group, Candidate]],
+    run: Run,
+    program: Callable[[], Program],
+    result: Folded,
+    most_entries: int,
+) -> list[Candidate]:
+    again: list[Candidate] = []
+    first = entries = 0
+    for at, (group, _) in enumerate(todo):
+        need = len(group.pieces) + len(group.populate) + A_GROUP
+        if entries + need + A_GROUP > most_entries and at > first:
+            again += _batch(todo[first:at], run, program, result)
+            first, entries = at, 0
+        entries += need
+    return again + _batch(todo[first:], run, program, result)
+
+
 def _batch(
-    batch: Sequence[tuple[Group, Sequence[Row]]],
-    pages: PageSource,
+    batch: Sequence[tuple[Group, Candidate]],
     run: Run,
     program: Callable[[], Program],
     result: Folded,
@@ -75,12 +96,11 @@ def _batch(
     for group, _ in batch:
         work.weld(group)
     work.finish()
-    populated = [pages.runs(group.pieces[0][0], group.end) for group, _ in batch]
     (step, error), outcomes = run(work)
     if step:
         raise Refused(why_not_begun(step, error))
     again: list[Candidate] = []
-    for (group, rows), outcome, runs in zip(batch, outcomes, populated, strict=True):
+    for (group, part), outcome in zip(batch, outcomes, strict=True):
         if not outcome.complete:
             raise HalfDone(
                 f"{outcome.step} failed ({os.strerror(outcome.error)}), and so did putting back "
@@ -88,18 +108,16 @@ def _batch(
             )
         done = sum(1 for _, end in group.pieces if end <= outcome.reached)
         result.closed += done
-        result.pages += _pages(runs, outcome.reached)
+        if done == len(group.pieces):
+            result.ends.add(group.end)
+        result.pages += pagemap.totals(clip(part.runs, group.pieces[0][0], outcome.reached)).populated
         if done == len(group.pieces):
             continue
-        if len(rows) > 2:
-            again.append(Candidate(rows[done:], group.populate))
+        if len(part.rows) > 2:
+            again.append(part._replace(rows=part.rows[done:]))
         else:
-            result.failed[rows[1].start] = explain(outcome.step, outcome.error)
+            result.failed[part.rows[1].start] = explain(outcome.step, outcome.error)
     return again
-
-
-def _pages(runs: Iterable[pagemap.Run], reached: int) -> int:
-    return pagemap.totals([run._replace(end=min(run.end, reached)) for run in runs if run.start < reached]).populated
 
 
 def explain(step: str, error: int) -> str:

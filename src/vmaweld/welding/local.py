@@ -76,7 +76,7 @@ def _weld(before: Snapshot, low: int, high: int, unshare: bool) -> Report:
         made = plan.make(before, pages, limits)
         report = Report(pid, len(before.rows), copied=made.shared if unshare else 0)
         report.seams = made.seams + sum(left.seams for left in made.left)
-        folded = fold(made.candidates, plan.Room(before.rows), pages, run, low=low)
+        folded = fold(made.candidates, plan.Room(before.rows), run, low=low)
     report.closed, report.pages = folded.closed, folded.pages
     report.vmas_after = report.vmas_before - folded.closed
     report.left = [*made.left, *(plan.Left(at, at, 1, reason) for at, reason in sorted(folded.failed.items()))]

@@ -65,7 +65,8 @@ HEADER: Final[dict[str, int]] = {
     "PATIENCE": 80,  # struct timeval
     "ARGUMENTS": 96,
     **{name: 144 + 8 * index for index, name in enumerate(REGISTERS)},
-    "STUCK": 288,
+    "STUCK": 288,  # the entry that failed and has no other way, 0 for none
+    "FAILED": 296,  # the entry that failed last
 }
 """Offset of each field; all are 8 bytes but those that say otherwise."""
 HEADER_SIZE: Final = 512
@@ -106,7 +107,7 @@ excursion:
     31d2               xor edx, edx
     41ba08000000       mov r10d, 8
     0f05               syscall
-    4c8d3d98010000     lea r15, [rip+finished]
+    4c8d3d9f010000     lea r15, [rip+finished]
 run:
     c7431001000000     mov dword ptr [rbx+STATE], 1  # RUNNING
     4c8b6320           mov r12, [rbx+V]
@@ -118,7 +119,7 @@ step:
     4c896b28           mov [rbx+W], r13
     8b4500             mov eax, [rbp]
     83f803             cmp eax, 3
-    0f8409010000       je move
+    0f8410010000       je move
     31c9               xor ecx, ecx
 evaluate:  # six arguments, each: itself or what lies there, + V, - V, + W, - W
     488b54cd10         mov rdx, [rbp+rcx*8+16]
@@ -152,13 +153,13 @@ evaluated:
     83f802             cmp eax, 2
     7454               je control
     83f804             cmp eax, 4
-    0f8487000000       je store
+    0f848e000000       je store
     83f805             cmp eax, 5
-    0f848b000000       je set
+    0f8492000000       je set
     83f806             cmp eax, 6
-    0f8496000000       je jump
+    0f849d000000       je jump
     83f807             cmp eax, 7
-    0f8483000000       je equal
+    0f848a000000       je equal
     c7431002000000     mov dword ptr [rbx+STATE], 2  # END: FINISHED
     41ffe7             jmp r15
 call:  # CALL number, six arguments
@@ -186,27 +187,28 @@ next:
     e91effffff         jmp step
 failed:
     48ff4338           inc qword ptr [rbx+ERRORS]
+    4889ab28010000     mov [rbx+FAILED], rbp
     488b4d48           mov rcx, [rbp+72]
     4885c9             test rcx, rcx
-    74ea               jz next
+    74e3               jz next
     4889cd             mov rbp, rcx
-    e909ffffff         jmp step
+    e902ffffff         jmp step
 store:  # STORE address, value
     488b4d08           mov rcx, [rbp+8]
     488b5360           mov rdx, [rbx+ARGUMENTS]
     488911             mov [rcx], rdx
-    ebd5               jmp next
+    ebce               jmp next
 set:  # SET V, W
     4c8b6360           mov r12, [rbx+ARGUMENTS]
     4c8b6b68           mov r13, [rbx+ARGUMENTS+8]
-    ebcb               jmp next
+    ebc4               jmp next
 equal:  # EQUAL a, b: jump where they are
     488b5360           mov rdx, [rbx+ARGUMENTS]
     483b5368           cmp rdx, [rbx+ARGUMENTS+8]
-    75c1               jne next
+    75ba               jne next
 jump:  # JUMP
     488b6d48           mov rbp, [rbp+72]
-    e9dffeffff         jmp step
+    e9d8feffff         jmp step
 move:  # MOVE: UFFDIO_MOVE on the entry's own structure, as often as it takes
     41be00100000       mov r14d, 4096  # times that nothing at all may move
     4c8b6d40           mov r13, [rbp+64]
@@ -221,7 +223,7 @@ again:
     4885c0             test rax, rax
     742e               jz moved
     4883f8f5           cmp rax, -11  # EAGAIN: part of it, or nothing, moved
-    7592               jne failed
+    758b               jne failed
     488b4d30           mov rcx, [rbp+48]
     4885c9             test rcx, rcx
     7e15               jle nothing
@@ -234,11 +236,11 @@ again:
 nothing:
     41ffce             dec r14d
     75bc               jnz again
-    e96affffff         jmp failed
+    e963ffffff         jmp failed
 moved:
     4c036520           add r12, [rbp+32]
     4c896558           mov [rbp+88], r12
-    e954ffffff         jmp next
+    e94dffffff         jmp next
 finished:
     b8ca000000         mov eax, 202  # futex(&STATE, FUTEX_WAKE, all): the welder sleeps there
     488d7b10           lea rdi, [rbx+STATE]
@@ -277,7 +279,7 @@ finished:
     4c8bb300010000     mov r14, [rbx+R14]
     4c8bbb08010000     mov r15, [rbx+R15]
     488b9b98000000     mov rbx, [rbx+RBX]
-    ff25730e0000       jmp qword ptr [rip+HEADER+RIP]
+    ff256c0e0000       jmp qword ptr [rip+HEADER+RIP]
 """
 """Bytes, and the instruction they encode (names in capitals: offsets in the header). The tests assemble it anew."""
 

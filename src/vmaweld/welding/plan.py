@@ -39,10 +39,17 @@ class Left(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """Neighbouring rows that can become one. populate: ranges to write to first (with unshare)."""
+    """Neighbouring rows that can become one.
+
+    runs: their populated pages. populate: ranges to write to first (with unshare). shared: pages that this will copy.
+    cut: the last row is but the front of a VMA.
+    """
 
     rows: Sequence[Row]
+    runs: Sequence[pagemap.Run]
     populate: Sequence[tuple[int, int]] = ()
+    shared: int = 0
+    cut: bool = False
 
     @property
     def seams(self) -> int:
@@ -114,14 +121,14 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits) -> Plan:
             if reason:
                 left.append(_left(part, reason))
                 continue
-            inside = _clip(populated, part[1].start, part[-1].end)
+            inside = clip(populated, part[1].start, part[-1].end)
             totals = pagemap.totals(inside)
             moved += totals.populated
             copied += totals.shared
             populate: Sequence[tuple[int, int]] = ()
             if limits.unshare:
                 populate = [(start, end) for start, end, kind in inside if not kind & pagemap.ZERO]
-            candidates.append(Candidate(part, populate))
+            candidates.append(Candidate(part, populated, populate, totals.shared))
     return Plan(candidates, left, moved, copied)
 
 
@@ -183,13 +190,14 @@ def _locked_reason(rows: Sequence[Row], populated: Sequence[pagemap.Run], low: i
     if rows[0].flags & abi.VM_LOCKED_MASK != abi.VM_LOCKED:
         return ""
     keep = _keep_from(rows[0], low)
-    there = sum(end - start for start, end, _ in _clip(populated, keep, rows[-1].end))
+    there = sum(end - start for start, end, _ in clip(populated, keep, rows[-1].end))
     if there != rows[-1].end - keep:
         return "mlocked, yet with holes: locking it again would fill them"
     return ""
 
 
-def _clip(runs: Sequence[pagemap.Run], start: int, end: int) -> list[pagemap.Run]:
+def clip(runs: Sequence[pagemap.Run], start: int, end: int) -> list[pagemap.Run]:
+    """What of `runs` (ascending) lies in ``[start, end)``."""
     first = bisect_right(runs, start, key=lambda run: run.end)
     last = bisect_left(runs, end, key=lambda run: run.start)
     return [pagemap.Run(max(run.start, start), min(run.end, end), run.kind) for run in runs[first:last]]
@@ -235,13 +243,12 @@ def _keep_from(row: Row, low: int) -> int:
 def groups(
     candidates: Iterable[Candidate],
     room: "Room",
-    pages: PageSource,
     *,
     low: int = 0,
     pieces: int = 1 << 30,
     group_bytes: int = GROUP_BYTES,
-) -> Iterator[tuple[Group, Sequence[Row]]]:
-    """Groups for all of `candidates`, each with its rows.
+) -> Iterator[tuple[Group, Candidate]]:
+    """Groups for all of `candidates`, each with its own share of the candidate.
 
     pieces: at most so many in a group; with 1 every seam stands or falls alone.
     Each group's kept stretch is the end of the group before, so a group that fails does no harm to the next.
@@ -254,17 +261,18 @@ def groups(
             last = first + 1
             while last + 1 < len(rows) and last - first < pieces and rows[last + 1].end - keep <= group_bytes:
                 last += 1
-            yield _group(rows[first : last + 1], keep, candidate, room, pages), rows[first : last + 1]
+            part = candidate._replace(rows=rows[first : last + 1]) if last - first + 1 < len(rows) else candidate
+            yield _group(part.rows, keep, candidate, room), part
             first = last
 
 
-def _group(rows: Sequence[Row], keep: int, candidate: Candidate, room: "Room", pages: PageSource) -> Group:
+def _group(rows: Sequence[Row], keep: int, candidate: Candidate, room: "Room") -> Group:
     row = rows[0]
     locked = -1
     if row.flags & abi.VM_LOCKED_MASK:
         locked = abi.MLOCK_ONFAULT if row.flags & abi.VM_LOCKONFAULT else 0
     inside = [(start, end) for start, end in candidate.populate if start < rows[-1].end and end > rows[1].start]
-    untouched = not row.anon_vma and all(kind & pagemap.ZERO for _, _, kind in pages.runs(keep, row.end))
+    untouched = not row.anon_vma and all(kind & pagemap.ZERO for _, _, kind in clip(candidate.runs, keep, row.end))
     return Group(
         keep,
         [(row.start, row.end) for row in rows[1:]],

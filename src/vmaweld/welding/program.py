@@ -33,6 +33,9 @@ UNREGISTER: Final = 0x8010AA01
 WAKE: Final = 0x8010AA02
 MOVE: Final = 0xC028AA05
 
+A_GROUP: Final = 64
+"""More entries than a group has besides its pieces and populated ranges; as many do for beginning and end."""
+
 _FIXED_MOVE: Final = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
 _RESERVE: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_NORESERVE | abi.MAP_FIXED_NOREPLACE
 _MAY_FAIL: Final = ("populate", "touch", "drop")
@@ -326,10 +329,12 @@ class Program:
         at = self.add("", mc.STORE, 0, (kept,))
         self._fix(at, mc.NUMBER, end, mc.EXTRA * 8)
         self.add("", mc.JUMP, on_error=end)
-        # Nothing is lost even here: what has moved is in T, and its old place is still watched.
+        # Nothing is lost even here: what has moved is in T, and its old place is still watched. To begin again at the
+        # entry that failed is to finish.
         self._here(stuck)
-        at = self.add("", mc.STORE, 0, (1,))
+        at = self.add("", mc.STORE, 0, (0,), modes=(mc.LOAD,))
         self._fix_header(at, "STUCK")
+        self._fix_header(at, "FAILED", mc.ARGUMENTS)
         self.add("", mc.JUMP, on_error=self._stop)
 
         self._here(end)

@@ -17,6 +17,7 @@ class Report:
     pages: populated pages that moved (4 KiB each).
     copied: pages that `unshare` copied, because someone else maps them.
     left: open seams that stay, with reasons.
+    repaired: what was put in order that an interrupted weld had left, "" for nothing.
     pauses: seconds for which the threads were stopped, one a slice; empty for a weld of the own process.
     """
 
@@ -28,6 +29,7 @@ class Report:
     pages: int = 0
     copied: int = 0
     left: Sequence[Left] = ()
+    repaired: str = ""
     pauses: list[float] = field(default_factory=list)
 
     @property
@@ -43,6 +45,7 @@ class Report:
             "seams": {"before": self.seams, "closed": self.closed, "left": sum(left.seams for left in self.left)},
             "pages_moved": self.pages,
             "pages_copied": self.copied,
+            "repaired": self.repaired,
             "pauses_ms": [round(pause * 1e3, 3) for pause in self.pauses],
             "left": [
                 {"start": f"{left.start:#x}", "end": f"{left.end:#x}", "seams": left.seams, "reason": left.reason}

@@ -1,13 +1,16 @@
 """What must be true of machine and process before a weld may begin."""
 
+import os
 import platform
+import re
 import resource
 import struct
+from typing import Final
 
-from vmaweld.kernel import procfs, userfaultfd
+from vmaweld.kernel import procfs, ptrace, userfaultfd
 from vmaweld.welding.errors import Refused
 
-HEADROOM = 12
+HEADROOM: Final = 12
 """VMAs that a weld needs for the moment: code and journal, the room, two splits, and what mremap asks to be free."""
 
 
@@ -47,3 +50,28 @@ def relock_reason(pid: int) -> str:
     if limit is not None and locked > limit and not ipc_lock:
         return "mlocked beyond what RLIMIT_MEMLOCK allows now: it could not be locked again"
     return ""
+
+
+def check_other(pid: int) -> None:
+    """Raises Refused where process `pid` cannot be welded, whoever asks. Nothing is stopped for it."""
+    check_machine()
+    if pid == os.getpid():
+        raise Refused("a process cannot stop itself: use vmaweld.weld() for its own memory")
+    release = platform.release()
+    version = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+    if version < (6, 8):
+        raise Refused(f"this kernel is {release}: UFFDIO_MOVE came with Linux 6.8")
+    found = procfs.status(pid)
+    if found.kernel_thread:
+        raise Refused(f"process {pid} ({found.name}) is a kernel thread: it has no memory of its own")
+    for line in procfs.read_file(pid, "status").splitlines():
+        if line.startswith(b"x86_Thread_features:") and b"shstk" in line:
+            raise Refused(f"process {pid} runs with a shadow stack: a weld cannot borrow its threads")
+    # The words of the auxiliary vector are as wide as the program's: AT_NULL ends it either way, but a 32-bit one
+    # has its small types four bytes apart.
+    vector = procfs.read_file(pid, "auxv")
+    if len(vector) >= 16 and any(vector[4:8]):
+        raise Refused(f"process {pid} is a 32-bit program: only 64-bit ones can be welded")
+    for other in procfs.pids():
+        if other != pid and ptrace.shares_memory(pid, other):
+            raise Refused(f"process {other} has the same memory as process {pid} (vfork or CLONE_VM) and would go on")

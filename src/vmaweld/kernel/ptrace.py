@@ -1,0 +1,220 @@
+"""ptrace(2) for x86-64, typed and thin: stopping threads, their registers, signal masks and extended state.
+
+All calls for a tracee must come from the thread that seized it. Every function raises OSError with errno (ESRCH: the
+thread is gone, or does not stand still); `wait` returns what happened instead.
+Requests and structures: ``include/uapi/linux/ptrace.h``, ``arch/x86/include/uapi/asm/ptrace.h``.
+"""
+
+import ctypes
+import os
+import signal
+import struct
+import time
+from typing import Final, NamedTuple
+
+from vmaweld.kernel import syscalls
+
+NR_PTRACE: Final = 101
+NR_KCMP: Final = 312
+
+_CONT: Final = 7
+_GETREGS: Final = 12
+_SETREGS: Final = 13
+_DETACH: Final = 17
+_SYSCALL: Final = 24
+_GETREGSET: Final = 0x4204
+_SEIZE: Final = 0x4206
+_INTERRUPT: Final = 0x4207
+_GETSIGMASK: Final = 0x420A
+_SETSIGMASK: Final = 0x420B
+_SECCOMP_GET_FILTER: Final = 0x420C
+_GET_RSEQ_CONFIGURATION: Final = 0x420F
+
+O_TRACESYSGOOD: Final = 1
+EVENT_STOP: Final = 128
+SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
+NT_X86_XSTATE: Final = 0x202
+XSTATE_MOST: Final = 1 << 16
+
+_WALL: Final = 0x4000_0000
+_KCMP_VM: Final = 1
+_U64: Final = (1 << 64) - 1
+
+
+class Registers(ctypes.Structure):
+    """``struct user_regs_struct``. orig_rax is all ones where the thread is in no system call."""
+
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
+            *("orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"),
+        )
+    ]
+    r15: int
+    r14: int
+    r13: int
+    r12: int
+    rbp: int
+    rbx: int
+    r11: int
+    r10: int
+    r9: int
+    r8: int
+    rax: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    orig_rax: int
+    rip: int
+    cs: int
+    eflags: int
+    rsp: int
+    ss: int
+    fs_base: int
+    gs_base: int
+
+    def copy(self) -> "Registers":
+        """A copy."""
+        return Registers.from_buffer_copy(self)
+
+    @property
+    def result(self) -> int:
+        """What a system call returns: rax as a signed number."""
+        return self.rax - (1 << 64) if self.rax >> 63 else self.rax
+
+    @property
+    def in_syscall(self) -> bool:
+        """The thread stopped on its way out of a system call."""
+        return self.orig_rax != _U64
+
+
+class Event(NamedTuple):
+    """What `wait` saw. kind: "stop" (PTRACE_EVENT_STOP), "signal", "syscall", "event", "gone".
+
+    signal: of a signal-delivery-stop the signal; of a stop SIGTRAP, or the signal that stopped the process (a group
+    stop); of "gone" the signal that ended it, or 0.
+    """
+
+    kind: str
+    signal: int
+
+
+def _ptrace(request: int, tid: int, address: int, data: int, name: str) -> int:
+    return syscalls.check(syscalls.raw(NR_PTRACE, request, tid, address, data), f"ptrace({name}, {tid})")
+
+
+def seize(tid: int, options: int = 0) -> None:
+    """PTRACE_SEIZE: trace without stopping."""
+    _ptrace(_SEIZE, tid, 0, options, "SEIZE")
+
+
+def interrupt(tid: int) -> None:
+    """PTRACE_INTERRUPT: stop it, with EVENT_STOP."""
+    _ptrace(_INTERRUPT, tid, 0, 0, "INTERRUPT")
+
+
+def proceed(tid: int, number: int = 0) -> None:
+    """PTRACE_CONT, delivering signal `number` where it stopped to deliver one."""
+    _ptrace(_CONT, tid, 0, number, "CONT")
+
+
+def proceed_to_syscall(tid: int) -> None:
+    """PTRACE_SYSCALL: go on to the next entry to or exit from a system call."""
+    _ptrace(_SYSCALL, tid, 0, 0, "SYSCALL")
+
+
+def detach(tid: int, number: int = 0) -> None:
+    """PTRACE_DETACH: let it go, delivering signal `number` where it stopped to deliver one."""
+    _ptrace(_DETACH, tid, 0, number, "DETACH")
+
+
+def registers(tid: int) -> Registers:
+    """PTRACE_GETREGS."""
+    found = Registers()
+    _ptrace(_GETREGS, tid, 0, ctypes.addressof(found), "GETREGS")
+    return found
+
+
+def set_registers(tid: int, values: Registers) -> None:
+    """PTRACE_SETREGS."""
+    _ptrace(_SETREGS, tid, 0, ctypes.addressof(values), "SETREGS")
+
+
+def signal_mask(tid: int) -> int:
+    """The thread's blocked signals, a bit each (bit 0 is signal 1)."""
+    buffer = ctypes.c_uint64()
+    _ptrace(_GETSIGMASK, tid, 8, ctypes.addressof(buffer), "GETSIGMASK")
+    return buffer.value
+
+
+def set_signal_mask(tid: int, mask: int) -> None:
+    """Set the thread's blocked signals."""
+    buffer = ctypes.c_uint64(mask)
+    _ptrace(_SETSIGMASK, tid, 8, ctypes.addressof(buffer), "SETSIGMASK")
+
+
+def extended_state(tid: int) -> bytes:
+    """The XSAVE image: x87, SSE, AVX and the rest, in the layout of the uncompacted XSAVE."""
+    buffer = ctypes.create_string_buffer(XSTATE_MOST)
+    vector = ctypes.create_string_buffer(struct.pack("<QQ", ctypes.addressof(buffer), XSTATE_MOST), 16)
+    _ptrace(_GETREGSET, tid, NT_X86_XSTATE, ctypes.addressof(vector), "GETREGSET")
+    (size,) = struct.unpack_from("<Q", vector, 8)
+    return buffer.raw[:size]
+
+
+def rseq_area(tid: int) -> int:
+    """Address of the thread's ``struct rseq``, 0 for none (5.13; none known before)."""
+    buffer = ctypes.create_string_buffer(24)
+    try:
+        _ptrace(_GET_RSEQ_CONFIGURATION, tid, 24, ctypes.addressof(buffer), "GET_RSEQ_CONFIGURATION")
+    except OSError:
+        return 0
+    return int.from_bytes(buffer.raw[:8], "little")
+
+
+def seccomp_filter(tid: int, index: int) -> bytes:
+    """The seccomp filter number `index` (0 is the newest) as classic BPF, 8 bytes an instruction.
+
+    Raises OSError: ENOENT past the last one; EACCES without CAP_SYS_ADMIN; EIO where the kernel cannot tell.
+    """
+    length = _ptrace(_SECCOMP_GET_FILTER, tid, index, 0, "SECCOMP_GET_FILTER")
+    buffer = ctypes.create_string_buffer(length * 8)
+    _ptrace(_SECCOMP_GET_FILTER, tid, index, ctypes.addressof(buffer), "SECCOMP_GET_FILTER")
+    return buffer.raw
+
+
+def wait(tid: int, timeout: float | None = None) -> Event | None:
+    """Wait until something happens to `tid`; None after `timeout` seconds (0: only look)."""
+    flags = _WALL if timeout is None else _WALL | os.WNOHANG
+    end = None if timeout is None else time.monotonic() + timeout
+    pause = 20e-6
+    while True:
+        try:
+            found, status = os.waitpid(tid, flags)
+        except ChildProcessError:
+            return Event("gone", 0)
+        if found:
+            return _event(status)
+        if end is None or time.monotonic() >= end:
+            return None
+        time.sleep(pause)
+        pause = min(pause * 2, 2e-3)
+
+
+def _event(status: int) -> Event:
+    if not os.WIFSTOPPED(status):
+        return Event("gone", os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+    number = os.WSTOPSIG(status)
+    event = status >> 16
+    if event == EVENT_STOP:
+        return Event("stop", number)
+    if event:
+        return Event("event", event)
+    return Event("syscall", number) if number == SYSCALL_STOP else Event("signal", number)
+
+
+def shares_memory(pid: int, other: int) -> bool:
+    """Whether two processes have one address space (kcmp(2)); False where the kernel will not tell."""
+    return syscalls.raw(NR_KCMP, pid, other, _KCMP_VM, 0, 0) == 0

@@ -1,0 +1,84 @@
+"""Cutting a weld into slices that fit into a pause."""
+
+import copy
+from collections.abc import Sequence
+from typing import Final
+
+from vmaweld import abi
+from vmaweld.kernel import pagemap
+from vmaweld.snapshot import Row
+from vmaweld.welding.plan import Candidate, clip
+
+# Seconds, to begin with; what a slice really took corrects them.
+_A_GROUP: Final = 60e-6
+_A_PIECE: Final = 4e-6
+_A_PAGE: Final = 0.3e-6
+
+
+class Pace:
+    """How much can be welded in how long, learned from slice to slice."""
+
+    def __init__(self) -> None:
+        self._scale = 1.0
+        self._expected = 0.0
+
+    def share(self, candidates: Sequence[Candidate], seconds: float) -> tuple[Sequence[Candidate], bool]:
+        """(the first of `candidates` that fit into `seconds`, whether any are left over); never nothing.
+
+        What does not fit as a whole is cut, in the end inside a VMA: its front goes over, the seam moves.
+        """
+        budget = max(seconds, 0.0) / self._scale
+        self._expected = 0.0
+        chosen: list[Candidate] = []
+        for index, candidate in enumerate(candidates):
+            part = self._front(candidate, budget - self._expected, bool(chosen))
+            if part is None:
+                return chosen, True
+            chosen.append(part)
+            if part is not candidate:
+                return chosen, True
+            if self._expected >= budget:
+                return chosen, index + 1 < len(candidates)
+        return chosen, False
+
+    def _front(self, candidate: Candidate, budget: float, optional: bool) -> Candidate | None:
+        rows = candidate.rows
+        cost = _A_GROUP
+        for at, row in enumerate(rows[1:], 1):
+            whole = _A_PIECE + _A_PAGE * pagemap.totals(clip(candidate.runs, row.start, row.end)).populated
+            if cost + whole > budget:
+                if at > 1 or optional:
+                    self._expected += cost if at > 1 else 0.0
+                    return candidate._replace(rows=rows[:at]) if at > 1 else None
+                return self._cut(
+                    candidate, row, clip(candidate.runs, row.start, row.end), max(budget - cost - _A_PIECE, 0.0)
+                )
+            cost += whole
+        self._expected += cost
+        return candidate
+
+    def _cut(self, candidate: Candidate, row: Row, runs: Sequence[pagemap.Run], budget: float) -> Candidate:
+        """The first row and as much of the second as fits."""
+        room = max(int(budget / _A_PAGE), 1)
+        end = row.start
+        for start, stop, _ in runs:
+            taken = min((stop - start) >> abi.PAGE_SHIFT, room)
+            room -= taken
+            end = start + (taken << abi.PAGE_SHIFT)
+            if not room:
+                break
+        whole = end & -abi.HUGE_PAGE_SIZE
+        if whole > row.start:
+            end = whole  # no huge page in two
+        if end >= row.end:
+            end = row.end
+        part = copy.copy(row)
+        part.end = max(end, row.start + abi.PAGE_SIZE)
+        self._expected += _A_GROUP + _A_PIECE + budget
+        return candidate._replace(rows=[candidate.rows[0], part], cut=part.end < row.end)
+
+    def learn(self, seconds: float) -> None:
+        """The share last given took so long."""
+        if self._expected:
+            actual = seconds / self._expected
+            self._scale = min(max((self._scale + actual) / 2, 0.02), 50.0)

@@ -1,0 +1,244 @@
+"""Welding the memory of another process: every thread stops, one of them works, all go on."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final
+
+from vmaweld import abi
+from vmaweld.kernel import procfs, snapshots
+from vmaweld.kernel.errors import ProcessGone
+from vmaweld.kernel.pagemap import Pagemap
+from vmaweld.snapshot import Row, Snapshot
+from vmaweld.welding import plan, residue, seccomp, support
+from vmaweld.welding.errors import HalfDone
+from vmaweld.welding.folding import fold
+from vmaweld.welding.pace import Pace
+from vmaweld.welding.program import Outcome, Program
+from vmaweld.welding.puppet import MOST_ENTRIES, Puppet, Workshop
+from vmaweld.welding.report import Report
+from vmaweld.welding.standstill import Standstill, Waits
+
+REST: Final = 4
+"""Between two slices the process runs at least that many times as long as it stood still."""
+_CHUNK: Final = 4 << 20
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is wanted.
+
+    low, high: weld only inside that range. min_gain: leave runs with fewer open seams.
+    unshare: make shared pages the process's own first. max_pause: seconds that a standstill may last at most, about;
+    None: all in one. verify: compare the contents before and after, inside the standstill.
+    """
+
+    low: int = 0
+    high: int = abi.TASK_SIZE
+    min_gain: int = 1
+    unshare: bool = False
+    max_pause: float | None = None
+    verify: bool = False
+
+
+def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
+    """What a weld of `pid` would do now, nothing stopped for it. Raises Refused, NotPermitted, ProcessGone."""
+    support.check_other(pid)
+    snapshot = snapshots.take(pid)
+    with Pagemap(pid) as pages:
+        return snapshot, plan.make(snapshot, pages, _limits(pid, options, {}))
+
+
+def _limits(pid: int, options: Options, failed: dict[int, str]) -> plan.Limits:
+    relock = support.relock_reason(pid)
+    return plan.Limits(options.low, options.high, options.min_gain, options.unshare, relock, failed)
+
+
+def weld(
+    pid: int,
+    options: Options | None = None,
+    *,
+    progress: Callable[[Report], None] | None = None,
+    program: Callable[[], Program] = Program,
+) -> Report:
+    """Close the open seams of process `pid`.
+
+    progress: called after each standstill. program: makes the empty program of a batch.
+    Raises Refused, NotPermitted or ProcessGone, nothing having changed (in sliced work: nothing since the last slice);
+    HalfDone as told there. A KeyboardInterrupt waits until the process runs again.
+    """
+    return _Weld(pid, options or Options(), program).work(progress)
+
+
+class _Weld:
+    def __init__(self, pid: int, options: Options, program: Callable[[], Program]) -> None:
+        self.pid = pid
+        self.options = options
+        self.report = Report(pid)
+        self._program = program
+        self._failed: dict[int, str] = {}
+        self._workshop = Workshop()
+        self._waits = Waits()
+        self._pace = Pace()
+
+    def work(self, progress: Callable[[Report], None] | None) -> Report:
+        report = self.report
+        snapshot, made = survey(self.pid, self.options)
+        self._begin(snapshot, made)
+        report.vmas_after = report.vmas_before
+        if not made.candidates and not self._is_residue(snapshot.rows):
+            return report
+        more = True
+        while more:
+            with _undisturbed():
+                more = self._standstill(self._slice)
+            if progress is not None:
+                progress(report)
+            if more:
+                try:
+                    time.sleep(REST * report.pauses[-1])
+                except KeyboardInterrupt:
+                    with _undisturbed():
+                        self._standstill(self._leave)
+                    raise
+        return report
+
+    def _begin(self, snapshot: Snapshot, made: plan.Plan) -> None:
+        self.report.vmas_before = len(snapshot.rows)
+        self.report.seams = made.seams + sum(left.seams for left in made.left)
+        self.report.left = made.left
+
+    def _is_residue(self, rows: Sequence[Row]) -> bool:
+        return bool(residue.mapped(rows) or residue.descriptors(self.pid))
+
+    def _standstill(self, work: Callable[[Standstill], bool]) -> bool:
+        with Standstill(self.pid, self._waits) as still:
+            try:
+                return work(still)
+            finally:
+                still.release()
+                self.report.pauses.append(time.monotonic() - still.began)
+
+    def _slice(self, still: Standstill) -> bool:
+        """Weld what there is, or as much as fits into the pause; whether something is left over."""
+        first = not self._workshop.address
+        snapshot = snapshots.take(self.pid)
+        if first:
+            support.check_headroom(len(snapshot.rows))
+            residue.let_finish(still, residue.mapped(snapshot.rows))
+        puppet = Puppet(still, snapshot.rows)
+        more = False
+        try:
+            if first:
+                seccomp.check(self.pid, puppet.tid)
+                if self._is_residue(snapshot.rows):
+                    self.report.repaired = residue.clear(puppet, residue.mapped(snapshot.rows))
+                    snapshot = snapshots.take(self.pid)
+            more = self._fold(still, puppet, snapshot, first)
+        except (ProcessGone, HalfDone):
+            self._workshop.forget()  # there is nothing left to unmap, or it is what a repair needs
+            raise
+        finally:
+            if not more:
+                self._workshop.take_down(puppet)
+            puppet.restore()
+        self.report.vmas_after = _count(self.pid) - (2 if self._workshop.address else 0)
+        return more
+
+    def _leave(self, still: Standstill) -> bool:
+        puppet = Puppet(still, procfs.read_maps(self.pid).rows)
+        try:
+            self._workshop.take_down(puppet)
+        finally:
+            puppet.restore()
+        return False
+
+    def _fold(self, still: Standstill, puppet: Puppet, snapshot: Snapshot, first: bool) -> bool:
+        report, options = self.report, self.options
+        with Pagemap(self.pid) as pages:
+            made = plan.make(snapshot, pages, _limits(self.pid, options, self._failed))
+            if first:
+                self._begin(snapshot, made)
+            report.left = made.left
+            candidates, more = made.candidates, False
+            if options.max_pause is not None:
+                # A slice works at least as long as it took to prepare it, or the whole would take for ever.
+                spent = time.monotonic() - still.began
+                candidates, more = self._pace.share(candidates, max(options.max_pause - spent, spent))
+            if not candidates:
+                return False
+            if first:
+                self._workshop.set_up(puppet)
+
+            def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
+                return self._workshop.run(puppet, program)
+
+            before = _digest(self.pid, pages, candidates) if options.verify else b""
+            began = time.monotonic()
+            folded = fold(
+                candidates,
+                plan.Room(snapshot.rows),
+                run,
+                low=options.low,
+                program=self._program,
+                most_entries=MOST_ENTRIES,
+            )
+            self._pace.learn(time.monotonic() - began)
+            if options.verify and _digest(self.pid, pages, candidates) != before:
+                raise HalfDone("the contents differ after the weld, which must never happen: please report it")
+        report.closed += folded.closed
+        report.pages += folded.pages
+        report.copied += sum(candidate.shared for candidate in candidates) if options.unshare else 0
+        self._failed.update(folded.failed)
+        report.left = [*made.left, *(plan.Left(at, at, 1, why) for at, why in sorted(folded.failed.items()))]
+        # What the process itself opens meanwhile is not to be chased for ever.
+        return more and report.closed <= 2 * report.seams + 16
+
+
+def _count(pid: int) -> int:
+    """VMAs of `pid`."""
+    lines = procfs.read_file(pid, "maps")
+    return lines.count(b"\n") - lines.count(b" [vsyscall]\n")
+
+
+def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate]) -> bytes:
+    """A hash of everything in `candidates`, holes and their places included."""
+    found = hashlib.blake2b()
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for candidate in candidates:
+            for start, end, kind in pages.runs(candidate.rows[0].start, candidate.rows[-1].end):
+                found.update(b"%d %d %d;" % (start, end, kind & 1))
+                for at in range(start, end, _CHUNK):
+                    found.update(os.pread(fd, min(_CHUNK, end - at), at))
+    finally:
+        os.close(fd)
+    return found.digest()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back SIGINT, SIGTERM and SIGHUP while threads of another process stand still; then let the last one come."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            os.kill(os.getpid(), came[-1])
