@@ -63,6 +63,44 @@ def test_case_1_when_only_the_successor_is_faulted() -> None:
     )
 
 
+def test_from_6_1_to_6_11_mmap_asks_the_successor_first() -> None:
+    """mmap_region of those releases takes the neighbour above, then looks below with that one's anon_vma."""
+    play(
+        "linux-6.1",
+        """
+        aaaa....CCCC   mmap
+        ....bbbb       mmap
+        aaaaccccCCCC   case 3         # an unfaulted VMA below goes with no faulted one
+        ----11111111   av
+        """,
+    )
+    play(
+        "linux-6.1",
+        """
+        AAAA....CCCC   mmap
+        ....bbbb       mmap
+        AAAAccccCCCC   case 3
+        111122222222   av
+        """,
+    )
+    play(
+        "linux-6.1",
+        """
+        AAAA....cccc   mmap
+        ....bbbb       mmap
+        AAAAaaaaaaaa   case 1
+        """,
+    )
+    play(
+        "linux-6.1",  # growing asks vma_merge, as ever
+        """
+        aaaa....CCCC   mmap
+        xxxx           mremap aaaaaaaa
+        aaaaaaaaAAAA   case 1
+        """,
+    )
+
+
 def test_case_2_the_successor_is_another_kind() -> None:
     play(
         STOCK,

@@ -49,7 +49,7 @@ CHANGES = ("", "+pgoff", "+anon-vma", "+series", "+series+grow")
 #            child's: made by fork, so not its own root
 #   chain    links of the neighbour (0 where av is none)
 # A request is a dict:
-#   range    new | moved | left | right | whole | middle     where it lies in the VMA that holds it, if one does
+#   range    mmap | new (brk, growing) | moved: about to exist; left | right | whole | middle: of the VMA that holds it
 #   av       none | plain | parent's | child's                plain: a root without children
 #   forked   the VMA whose anon_vma the request has is linked with more than one
 #   special  its flags hold one of VM_SPECIAL
@@ -59,13 +59,14 @@ CHANGES = ("", "+pgoff", "+anon-vma", "+series", "+series+grow")
 ANY = object()
 
 ERAS: dict[str, dict[str, bool]] = {
-    #               close kept apart      unfaulted takes faulted       the guard flag never counts
-    "linux-5.10": {"close-apart": True, "takes-faulted": False, "sticky-guard": False},
-    "linux-5.17": {"close-apart": True, "takes-faulted": False, "sticky-guard": False},
-    "linux-6.1": {"close-apart": True, "takes-faulted": False, "sticky-guard": False},
-    "linux-6.12": {"close-apart": False, "takes-faulted": False, "sticky-guard": False},
-    "linux-6.18": {"close-apart": False, "takes-faulted": True, "sticky-guard": False},
-    "linux-7.2": {"close-apart": False, "takes-faulted": True, "sticky-guard": True},
+    # close-apart: VMAs with close are kept apart; takes-faulted: an unfaulted neighbour may take a faulted range;
+    # sticky-guard: VM_MAYBE_GUARD never counts; upper-first: mmap_region prefers the neighbour above
+    "linux-5.10": {"close-apart": True, "takes-faulted": False, "sticky-guard": False, "upper-first": False},
+    "linux-5.17": {"close-apart": True, "takes-faulted": False, "sticky-guard": False, "upper-first": False},
+    "linux-6.1": {"close-apart": True, "takes-faulted": False, "sticky-guard": False, "upper-first": True},
+    "linux-6.12": {"close-apart": False, "takes-faulted": False, "sticky-guard": False, "upper-first": False},
+    "linux-6.18": {"close-apart": False, "takes-faulted": True, "sticky-guard": False, "upper-first": False},
+    "linux-7.2": {"close-apart": False, "takes-faulted": True, "sticky-guard": True, "upper-first": False},
 }
 
 # What of a difference forbids a merge, whatever the rest.
@@ -172,9 +173,15 @@ def truth(
         unshared = kinds[1] in ("plain", "other", "another")
         answer = first_row(BOTH, unshared, same, "none" in (prev["av"], next["av"]), patch_3)  # type: ignore[arg-type]
         both_answer = f"AV_MERGE_{answer}"
-        if answer == "FAILED" or next["differs"] == "close":  # else next, which has close, would have to go
+        if request["range"] == "mmap" and era["upper-first"]:
+            # can_vma_merge_after(prev, next's anon_vma): neither alike nor is an empty chain singular
+            if prev["av"] == "none" != next["av"]:
+                answer = "FAILED"
+            goes_with = "next" if answer == "FAILED" else "both"
+            both_answer = f"AV_MERGE_{answer}"
+        elif answer == "FAILED" or next["differs"] == "close":  # else next, which has close, would have to go
             goes_with = "prev"
-    place = "new" if request["range"] in ("new", "moved") else str(request["range"])
+    place = "new" if request["range"] in ("mmap", "new", "moved") else str(request["range"])
     case = CASES.get((place, goes_with), 0) if goes_with else 0
     if place == "whole" and request["close"]:  # its VMA would have to go
         case = 0
@@ -211,9 +218,11 @@ def neighbours() -> list[dict[str, object]]:
 
 def requests() -> Iterator[dict[str, object]]:
     avs = [("none", False), *product(("plain", "parent's", "child's"), (False, True))]
-    for place, (av, forked) in product(("new", "moved", "left", "right", "whole", "middle"), avs):
-        if place == "new" and av != "none":
+    for place, (av, forked) in product(("mmap", "new", "moved", "left", "right", "whole", "middle"), avs):
+        if place == "mmap" and av != "none":
             continue  # what is about to be mapped was never faulted
+        if place == "new" and forked:
+            continue  # growing hands over the anon_vma and not the VMA that has it
         yield {"range": place, "av": av, "forked": forked, "special": False, "close": False}
         if not forked:
             yield {"range": place, "av": av, "forked": forked, "special": True, "close": False}
@@ -302,12 +311,14 @@ class Stage:
             self._fault(vma, self.avs[str(what["av"])], int(str(what["chain"])))
         return vma
 
-    def state(self, request: dict[str, object], prev: VMA | None, next: VMA | None) -> MergeState:
+    def state(
+        self, request: dict[str, object], prev: VMA | None, next: VMA | None, *, upper_first: bool = False
+    ) -> MergeState:
         place = request["range"]
         av = self.request_av(request)
         middle: VMA | None = None
         source: VMA | None = None
-        if place not in ("new", "moved"):
+        if place not in ("mmap", "new", "moved"):
             before = START - (0x3000 if place in ("right", "middle") else 0)
             middle = self._vma(before, END + (0x5000 if place in ("left", "middle") else 0))
             middle.flags ^= abi.VM_EXEC  # what it still is; the request is what it will be
@@ -332,6 +343,7 @@ class Stage:
             middle,
             next,
             source,
+            next_first=upper_first and place == "mmap",
         )
 
 
@@ -377,7 +389,8 @@ def compare(
     stage = Stage()
     cases: Counter[int] = Counter()
     for request, prev, next in combinations:
-        m = stage.state(request, stage.neighbour(prev, "prev", request), stage.neighbour(next, "next", request))
+        below, above = stage.neighbour(prev, "prev", request), stage.neighbour(next, "next", request)
+        m = stage.state(request, below, above, upper_first=era["upper-first"])
         case = decide(m, policy)
         expected = truth(era, patch_3, request, prev, next)
         assert case == m.case
@@ -424,7 +437,7 @@ def test_a_vma_with_close_is_not_removed() -> None:
             (
                 ({**request, "close": True}, prev, next)
                 for request, prev, next in product(requests(), around, around)
-                if request["range"] not in ("new", "moved") and reachable(request, prev, next)
+                if request["range"] not in ("mmap", "new", "moved") and reachable(request, prev, next)
             ),
         )
 

@@ -18,6 +18,9 @@ FORK_REUSES_BY_DEGREE = "fork-reuses-by-degree"
 are counted apart."""
 BRK_MERGES_NEXT = "brk-merges-next"
 """Until 5.19: brk asks vma_merge(), which may join the VMA above too. Since 6.0 it only extends the one below."""
+MMAP_ASKS_NEXT_FIRST = "mmap-asks-next-first"
+"""6.1 to 6.11: mmap asks the VMA above first, then the one below with the anon_vma of that; so where the two cannot go
+together the range goes up, and an unfaulted VMA below stays apart from a faulted one above."""
 CLOSE_NEVER_MERGES = "close-never-merges"
 """Until 6.4: a VMA whose vm_ops have close never merges. Since then only its removal is refused (degrading, 6.12)."""
 UNFAULTED_TAKES_FAULTED = "unfaulted-takes-faulted"
@@ -70,6 +73,7 @@ _5_10 = frozenset({FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, CLOSE_NEVER_MERGES})
 _5_17 = _5_10 | {DONTUNMAP_ANY, MADV_POPULATE, ANON_NAMES}
 _6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT}) | {
     MERGE_AFTER_GROW,
+    MMAP_ASKS_NEXT_FIRST,
     MADV_DONTNEED_LOCKED_ROW,
     MADV_COLLAPSE_ROW,
     SHARED_UFFD_WP,
@@ -77,7 +81,7 @@ _6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT}) | {
     DONTUNMAP_SPLITS_LOCKED,
     DONTUNMAP_KEEPS_TWO,
 }
-_6_12 = (_6_1 - {CLOSE_NEVER_MERGES}) | {
+_6_12 = (_6_1 - {CLOSE_NEVER_MERGES, MMAP_ASKS_NEXT_FIRST}) | {
     UNACCOUNT_UNFAULTED,
     THP_ALIGNED_MMAP,
     MMAP_UNDOES,
@@ -139,6 +143,7 @@ class Policy:
         "madv_populate",
         "merge_after_grow",
         "merge_anon_vmas",
+        "mmap_asks_next_first",
         "mmap_undoes",
         "mremap_checks_first",
         "mremap_headroom_exact",
@@ -163,6 +168,7 @@ class Policy:
         self.merge_after_grow: bool = MERGE_AFTER_GROW in rows
         self.fork_reuses_by_degree: bool = FORK_REUSES_BY_DEGREE in rows
         self.brk_merges_next: bool = BRK_MERGES_NEXT in rows
+        self.mmap_asks_next_first: bool = MMAP_ASKS_NEXT_FIRST in rows
         self.close_never_merges: bool = CLOSE_NEVER_MERGES in rows
         self.unfaulted_takes_faulted: bool = UNFAULTED_TAKES_FAULTED in rows
         self.mremap_moves_many: bool = MREMAP_MOVES_MANY in rows

@@ -70,7 +70,8 @@ class MergeState:
 
     The request: the range ``[start, end)`` as it is to be, its `pgoff`, `flags`, `file`, `mempolicy`, `uffd`, `name`
     and `anon_vma`; `prev` and `next`, the VMAs before and after the range; `middle`, the VMA that holds the range now,
-    None for a range that is new; `source`, the VMA an mremap is moving.
+    None for a range that is new; `source`, the VMA an mremap is moving; `only_prev` where the successor is not asked,
+    `next_first` where it has the first word (`Policy.mmap_asks_next_first`).
     The answers, by `decide`: `case` (1-8, 0 none), `prev_obstacles` and `next_obstacles` (bits),
     `prev_answer`, `next_answer`, `both_answer`.
     """
@@ -87,6 +88,7 @@ class MergeState:
         "name",
         "next",
         "next_answer",
+        "next_first",
         "next_obstacles",
         "only_prev",
         "pgoff",
@@ -114,6 +116,7 @@ class MergeState:
         next: VMA | None,
         source: VMA | None = None,
         only_prev: bool = False,
+        next_first: bool = False,
     ) -> None:
         self.start: int = start
         self.end: int = end
@@ -129,6 +132,7 @@ class MergeState:
         self.next: VMA | None = next
         self.source: VMA | None = source
         self.only_prev: bool = only_prev
+        self.next_first: bool = next_first
         self.case: int = 0
         self.prev_obstacles: int = NOT_ADJACENT
         self.next_obstacles: int = NOT_ADJACENT
@@ -232,11 +236,14 @@ def decide(m: MergeState, policy: Policy) -> int:
     if merge_prev and merge_next:
         assert prev is not None
         assert next is not None
-        if prev.anon_vma is None or next.anon_vma is None:
+        if m.next_first and prev.anon_vma is None and next.anon_vma is not None:
+            m.both_answer = AV_MERGE_FAILED
+        elif prev.anon_vma is None or next.anon_vma is None:
             m.both_answer = AV_MERGE_NULL
         else:
             m.both_answer = anon_vmas_answer(policy, next.anon_vma, prev.anon_vma)
         merge_both = m.both_answer != AV_MERGE_FAILED
+        merge_prev = merge_both or not m.next_first
         if merge_both and next.close:  # since 6.12: what cannot be removed is left beside the rest
             merge_both = False
 
