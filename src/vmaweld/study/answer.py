@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from os.path import basename
 
 from vmaweld.policy import Policy
-from vmaweld.study.missed import CAUSES, SHARED
+from vmaweld.study.missed import SHARED
 from vmaweld.study.timeline import Clock, Timeline
 from vmaweld.trace.store import Metadata
 
@@ -40,6 +40,14 @@ class Losses:
                 self.left[policy][cause] += 1
             else:
                 self.recovered[policy] += 1
+
+    def include(self, other: Losses) -> None:
+        """Add all that `other` counts."""
+        self.missed += other.missed
+        self.by_obstacle += other.by_obstacle
+        self.recovered = [a + b for a, b in zip(self.recovered, other.recovered, strict=True)]
+        for mine, theirs in zip(self.left, other.left, strict=True):
+            mine.update(theirs)
 
     def shared(self, policy: int) -> int:
         """How many remain under policy number `policy` because memory is shared."""
@@ -127,7 +135,7 @@ class Answer:
         return len({process.pid for process in self.processes})
 
     def index_of(self, *, update_pgoff: bool, merge_anon_vmas: bool) -> int | None:
-        """The number of the first policy after the base with exactly these of the two patches, None if there is none."""
+        """The number of the first policy after the base with exactly these of the patches, None if there is none."""
         for number, answer in enumerate(self.policies):
             policy = answer.policy
             if number and policy.update_pgoff == update_pgoff and policy.merge_anon_vmas == merge_anon_vmas:
@@ -138,6 +146,3 @@ class Answer:
     def series(self) -> int | None:
         """The number of the policy with both patches."""
         return self.index_of(update_pgoff=True, merge_anon_vmas=True)
-
-
-__all__ = ["CAUSES", "Answer", "Losses", "PolicyAnswer", "ProcessAnswer"]

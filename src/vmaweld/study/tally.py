@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from vmaweld import events as ev
 from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace
 from vmaweld.model.merge import ANON_VMA, PGOFF
 from vmaweld.policy import Policy
 from vmaweld.study.answer import Answer, Losses, PolicyAnswer, ProcessAnswer
@@ -157,9 +158,8 @@ class Tally:
                 answer.needs_both += 1
 
 
-def _all_vmas(spaces: object) -> int:
-    """VMAs in all address spaces, each counted once."""
-    assert hasattr(spaces, "__iter__")
+def _all_vmas(spaces: Iterable[AddressSpace]) -> int:
+    """VMAs in all address spaces, each space counted once however many processes share it."""
     return sum(len(space.vmas) for space in dict.fromkeys(spaces))
 
 
@@ -177,12 +177,10 @@ def replay(
     replayer = Replayer(policies, overcommit_never=trace.metadata.overcommit == 2)
     tally = Tally(replayer, trace.metadata)
     total = len(trace)
-    done = 0
     for event in trace.events():
         replayer.apply(event)
         tally.after(event)
-        done += 1
-        if not done % _PROGRESS_EVERY:
-            progress(done, total)
+        if not replayer.events % _PROGRESS_EVERY:
+            progress(replayer.events, total)
     progress(total, total)
     return tally.finish()

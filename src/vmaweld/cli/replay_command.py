@@ -1,0 +1,137 @@
+"""`vmaweld replay`: a recorded trace under one or more policies."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from vmaweld.cli.common import NO, USAGE, console, fail
+from vmaweld.cli.record_command import ProgressBar
+from vmaweld.policy import PolicyError, parse_policy
+from vmaweld.study.answer import Answer
+from vmaweld.study.as_json import answer_data, fidelity_data, json_text
+from vmaweld.study.fidelity import check
+from vmaweld.study.policies import known_policies, study_policies
+from vmaweld.study.tally import replay
+from vmaweld.study.text import print_answer, print_divergences, print_fidelity
+from vmaweld.study.trace_pipe import HEADER, trace_pipe
+from vmaweld.trace.store import Trace, TraceError, open_trace
+
+EXAMPLES = """\b
+Examples:
+  vmaweld replay make.trace                                    stock 5.17 against the series
+  vmaweld replay make.trace --base linux-6.18                  the same patches on another kernel
+  vmaweld replay make.trace -p linux-5.17 -p linux-6.18        any policies; the first is held against
+  vmaweld replay make.trace --trace-pipe | grep DIFFERENT      the series' own trace events
+  vmaweld replay make.trace --check                            is the model exact? against true snapshots
+"""
+
+SERIES = "linux-5.17+series"
+
+
+def replay_for_terminal(trace: Trace, base: str, policies: tuple[str, ...]) -> Answer:
+    """`replay` with its errors as one-line failures and its progress on a terminal."""
+    try:
+        chosen = study_policies(base, policies)
+    except PolicyError as error:
+        fail(str(error), USAGE)
+    try:
+        with ProgressBar() as progress:
+            return replay(trace, chosen, progress=lambda done, total: progress("replaying", done, total))
+    except TraceError as error:
+        fail(str(error), NO)
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("trace_file", metavar="TRACE", type=click.Path(path_type=Path))
+@click.option(
+    "-p", "--policy", "policies", multiple=True, metavar="POLICY", help=f"A kernel and changes: {SERIES}. Repeatable."
+)
+@click.option(
+    "--base", metavar="KERNEL", help=f"The kernel to compare with and without the patches: {known_policies()}."
+)
+@click.option("--trace-pipe", "pipe", is_flag=True, help=f"The merges' trace events as tracefs prints them ({SERIES}).")
+@click.option("--check", "checking", is_flag=True, help="Compare the model with the trace's true snapshots.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 100),
+    default=99.9,
+    show_default=True,
+    help="With --check: percent of rows that must be exact.",
+)
+@click.option("--pid", "pids", type=int, multiple=True, help="With --trace-pipe: of this process alone. Repeatable.")
+@click.option("-v", "--verbose", is_flag=True, help="Show calls that ended otherwise than in the recording.")
+@click.option("--json", "as_json", is_flag=True, help="JSON; the keys are told in docs/study.md.")
+def command(
+    trace_file: Path,
+    policies: tuple[str, ...],
+    base: str | None,
+    pipe: bool,
+    checking: bool,
+    threshold: float,
+    pids: tuple[int, ...],
+    verbose: bool,
+    as_json: bool,
+) -> None:
+    """Replay the events of TRACE under one or more policies and say what merges.
+
+    A policy is a kernel, with changes where wanted: linux-5.17, linux-6.18+pgoff, linux-5.17+series. By default the
+    stock kernel of the series is held against each of its patches alone and both.
+
+    Exit status: 0 done; 1 the trace cannot be read, or --check found fewer exact rows than the threshold or none to
+    compare; 2 bad usage.
+    """
+    if pipe and (checking or as_json):
+        fail("--trace-pipe prints trace lines: give it without --check and --json", USAGE)
+    if pids and not pipe:
+        fail("--pid chooses among the lines of --trace-pipe: give both", USAGE)
+    if base is not None and policies:
+        fail("give --base or --policy, one of the two", USAGE)
+    if (pipe or checking) and (len(policies) > 1 or base is not None):
+        fail(f"{'--trace-pipe' if pipe else '--check'} replays under one policy: give one --policy at most", USAGE)
+    try:
+        with open_trace(trace_file) as trace:
+            if pipe:
+                _pipe(trace, policies[0] if policies else SERIES, frozenset(pids))
+            elif checking:
+                _check(trace, policies[0] if policies else None, threshold / 100, as_json)
+            else:
+                answer = replay_for_terminal(trace, base or "linux-5.17", policies)
+                if as_json:
+                    click.echo(json_text(answer_data(answer)), nl=False)
+                else:
+                    out = console()
+                    print_answer(answer, out)
+                    for policy in answer.policies if verbose else ():
+                        print_divergences(policy.divergences, policy.examples, policy.policy.name, out)
+    except TraceError as error:
+        fail(str(error), NO)
+
+
+def _pipe(trace: Trace, name: str, pids: frozenset[int]) -> None:
+    try:
+        policy = parse_policy(name)
+    except PolicyError as error:
+        fail(str(error), USAGE)
+    out = sys.stdout
+    out.write(HEADER + "\n")
+    for line in trace_pipe(trace, policy, pids):
+        out.write(line + "\n")
+
+
+def _check(trace: Trace, name: str | None, threshold: float, as_json: bool) -> None:
+    try:
+        policy = None if name is None else parse_policy(name)
+    except PolicyError as error:
+        fail(str(error), USAGE)
+    with ProgressBar() as progress:
+        fidelity = check(trace, policy=policy, progress=lambda done, total: progress("comparing", done, total))
+    data = fidelity_data(fidelity, threshold)
+    if as_json:
+        click.echo(json_text(data), nl=False)
+    else:
+        print_fidelity(fidelity, threshold, console())
+    if not data["passed"]:
+        raise SystemExit(NO)

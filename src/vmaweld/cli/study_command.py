@@ -1,0 +1,111 @@
+"""`vmaweld study`: record a command, replay it with and without the series, say what merges."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from vmaweld.cli.common import NO, USAGE, console, fail
+from vmaweld.cli.record_command import record_for_terminal
+from vmaweld.cli.replay_command import replay_for_terminal
+from vmaweld.policy import PolicyError
+from vmaweld.study.as_json import answer_data, json_text
+from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
+from vmaweld.study.text import print_answer
+from vmaweld.trace.recorder import RECORDERS
+from vmaweld.trace.store import TraceError, open_trace
+
+EXAMPLES = """\b
+Examples:
+  vmaweld study -- python3 examples/growing_buffers.py
+  vmaweld study -o build.trace -- make -j2         keep the trace: replay and report read it again
+  vmaweld study --base linux-6.18 -- ./server      what the patches would do to a newer kernel
+  vmaweld study --json -- make > study.json        the command's own stdout goes to stderr
+"""
+
+
+@click.command(epilog=EXAMPLES, context_settings={"allow_interspersed_args": False, "max_content_width": 100})
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Keep the trace in this file.")
+@click.option(
+    "-p", "--policy", "policies", multiple=True, metavar="POLICY", help="A policy to replay under. Repeatable."
+)
+@click.option("--base", metavar="KERNEL", help=f"The stock kernel: {known_policies()}. Default: {DEFAULT_BASE}.")
+@click.option("--recorder", type=click.Choice(RECORDERS), help="perf sees page faults; strace needs no privilege.")
+@click.option("--json", "as_json", is_flag=True, help="JSON; the keys are told in docs/study.md.")
+@click.argument("command_line", metavar="[--] COMMAND...", nargs=-1, type=click.UNPROCESSED)
+def command(
+    output: Path | None,
+    policies: tuple[str, ...],
+    base: str | None,
+    recorder: str | None,
+    as_json: bool,
+    command_line: tuple[str, ...],
+) -> None:
+    """Run COMMAND, record what it does to memory, and say which merges its kernel missed and the series makes.
+
+    The command keeps its terminal and its signals; the report follows on stdout when it has ended. With --json
+    stdout holds the JSON alone: the command's own output goes to stderr then.
+
+    Exit status: 0 the study is done, whatever the command's own status, which the report tells; 1 the trace cannot be
+    written or read; 2 bad usage or no such command; 3 no recorder works here.
+    """
+    arguments = list(command_line[1:] if command_line[:1] == ("--",) else command_line)
+    if base is not None and policies:
+        fail("give --base or --policy, one of the two", USAGE)
+    if not arguments:
+        fail("no command given: vmaweld study -- COMMAND", USAGE)
+    try:
+        study_policies(base or DEFAULT_BASE, policies)
+    except PolicyError as error:
+        fail(str(error), USAGE)
+    with tempfile.TemporaryDirectory(prefix="vmaweld-") as directory:
+        path = output or Path(directory, "study.trace")
+        with _stdout_to_stderr() if as_json else _as_it_is():
+            record_for_terminal(arguments, path, recorder, snapshots=output is not None)
+        if not as_json:
+            _separate()
+        _study(path, base, policies, as_json)
+
+
+def _study(path: Path, base: str | None, policies: tuple[str, ...], as_json: bool) -> None:
+    try:
+        with open_trace(path) as trace:
+            answer = replay_for_terminal(trace, base or DEFAULT_BASE, policies)
+    except TraceError as error:
+        fail(str(error), NO)
+    if as_json:
+        click.echo(json_text(answer_data(answer)), nl=False)
+    else:
+        print_answer(answer, console())
+
+
+def _separate() -> None:
+    """A line between what the command printed and the report."""
+    sys.stdout.flush()
+    out = console()
+    out.print()
+    out.rule("vmaweld study", align="left")
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """What is started meanwhile inherits our stderr as its stdout."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
