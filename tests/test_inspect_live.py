@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import require
 from inspect_support import (
+    AS_NOBODY,
     NOBODY,
     Started,
     Target,
@@ -44,6 +45,15 @@ CHROMIUM = [
     "--disable-component-update",
     "--disable-sync",
 ]
+NODE_SCRIPT = (
+    "let kept = []; for (let i = 0; i < 200; i++) kept.push(new Uint8Array(1 << 18).fill(i));"
+    "console.log('ready'); setInterval(() => kept.length, 1000)"
+)
+JAVA_PROGRAM = (
+    "public class Hold { public static void main(String[] a) throws Exception {"
+    "byte[][] kept = new byte[400][]; for (int i = 0; i < 400; i++) kept[i] = new byte[100_000];"
+    'System.out.println("ready"); System.in.read(); System.out.println(kept.length); } }'
+)
 
 
 def need_bpf() -> None:
@@ -145,11 +155,7 @@ def test_redis_server(tmp_path: Path) -> None:
 
 def test_node() -> None:
     need_bpf()
-    script = (
-        "let kept = []; for (let i = 0; i < 200; i++) kept.push(new Uint8Array(1 << 18).fill(i));"
-        "console.log('ready'); setInterval(() => kept.length, 1000)"
-    )
-    with Started([need_program("node"), "-e", script]) as node:
+    with Started([need_program("node"), "-e", NODE_SCRIPT]) as node:
         assert node.line() == "ready"
         check_against_brute_force(node.pid)
 
@@ -157,11 +163,7 @@ def test_node() -> None:
 def test_java(tmp_path: Path) -> None:
     need_bpf()
     source = tmp_path / "Hold.java"
-    source.write_text(
-        "public class Hold { public static void main(String[] a) throws Exception {"
-        "byte[][] kept = new byte[400][]; for (int i = 0; i < 400; i++) kept[i] = new byte[100_000];"
-        'System.out.println("ready"); System.in.read(); System.out.println(kept.length); } }'
-    )
+    source.write_text(JAVA_PROGRAM)
     with Started([need_program("java"), "-Xmx256m", "-XX:+UseZGC", str(source)]) as java:
         assert java.line() == "ready"
         count, _ = check_against_brute_force(java.pid)
@@ -229,6 +231,60 @@ def test_growing_buffers_with_and_without_privilege() -> None:
         assert "pid" in held.line()
         os.kill(held.pid, signal.SIGSTOP)
         assert inspect_json(held.pid, nobody=True)["open"] == inspect_json(held.pid)["open"] > 0
+
+
+@pytest.mark.parametrize("program", ["redis-server", "node", "java", "chromium"])
+def test_real_programs_with_and_without_privilege(program: str) -> None:
+    need_bpf()
+    need_root()
+    need_program(program)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        (folder / "Hold.java").write_text(JAVA_PROGRAM)
+        command = {
+            "redis-server": [
+                "redis-server",
+                "--port",
+                "0",
+                "--unixsocket",
+                f"{name}/ready",
+                "--save",
+                "",
+                "--dir",
+                name,
+            ],
+            "node": ["node", "-e", NODE_SCRIPT],
+            "java": ["java", "-Xmx256m", f"{name}/Hold.java"],
+            "chromium": [
+                "chromium",
+                *CHROMIUM,
+                f"--user-data-dir={name}/p",
+                "--remote-debugging-port=0",
+                "about:blank",
+            ],
+        }[program]
+        environment = {**os.environ, "HOME": name}
+        with Started([*AS_NOBODY, *command], group=True, stderr=subprocess.DEVNULL, env=environment) as running:
+            if program in ("node", "java"):
+                assert running.line() == "ready"
+            else:
+                ready = folder / ("ready" if program == "redis-server" else "p/DevToolsActivePort")
+                assert wait_until(ready.exists)
+            pids = family(running.pid)
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            compared = 0
+            for pid in pids:
+                if Path(f"/proc/{pid}/status").read_text().partition("State:\t")[2].startswith("Z"):
+                    continue
+                exact, guessed = inspect_json(pid), inspect_json(pid, nobody=True)
+                assert [one["address"] for one in guessed["open_seams"]] == [
+                    one["address"] for one in exact["open_seams"]
+                ]
+                assert (guessed["vmas"], guessed["seams"]) == (exact["vmas"], exact["seams"])
+                compared += 1
+            assert compared >= (3 if program == "chromium" else 1)
 
 
 def test_another_users_process_is_refused_in_one_line() -> None:

@@ -98,9 +98,14 @@ class Report:
             OpenSeam(seam, pages.get(seam.left.start), pages.get(seam.right.start)) for seam in open_seams(self.seams)
         ]
         self.pages_known = bool(pages) or not self.open
+        # Tens of thousands of VMAs are of a few sorts: ask once for each sort.
         totals = {kind: KindTotal() for kind in KINDS}
+        sorts: dict[tuple[int, str, str], KindTotal] = {}
         for row in snapshot.rows:
-            total = totals[kind_of(row)]
+            sort = (row.flags, row.file, row.name)
+            total = sorts.get(sort)
+            if total is None:
+                total = sorts[sort] = totals[kind_of(row)]
             total.vmas += 1
             total.size += row.end - row.start
         self.kinds: dict[str, KindTotal] = dict(

@@ -1,0 +1,86 @@
+"""How long inspect takes for one process of 60,000 VMAs, beside pmap -X and psutil, in one run.
+
+    python benchmarks/inspect_speed.py [--rounds N]
+
+Every round runs each contender once, one after the other, each a whole program from start to end with its output
+thrown away; the table gives medians and what each takes for one of inspect's. Run as root for the exact answer.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TARGET = Path(__file__).parent.parent / "tests" / "inspect_target.py"
+VMAWELD = str(Path(sys.executable).with_name("vmaweld"))
+PSUTIL = "import psutil, sys; print(len(psutil.Process(int(sys.argv[1])).memory_maps(grouped=False)))"
+LIBRARY = (
+    "import sys, time\n"
+    "from vmaweld.inspect.collect import inspect_process\n"
+    "began = time.perf_counter(); report = inspect_process(int(sys.argv[1])); print(time.perf_counter() - began)\n"
+)
+
+
+def contenders(pid: int) -> dict[str, list[str]]:
+    """Commands by name; inspect first."""
+    return {
+        "vmaweld inspect": [VMAWELD, "inspect", str(pid)],
+        "vmaweld inspect --json": [VMAWELD, "inspect", str(pid), "--json"],
+        "pmap -X": ["pmap", "-X", str(pid)],
+        "psutil memory_maps": [sys.executable, "-c", PSUTIL, str(pid)],
+    }
+
+
+def timed(command: list[str]) -> float:
+    """Seconds the command takes."""
+    began = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=120)
+    return time.perf_counter() - began
+
+
+def measure(pid: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender, round by round, and of the library call without the start of a program."""
+    found: dict[str, list[float]] = {name: [] for name in contenders(pid)}
+    found["inspect_process() alone"] = []
+    for _ in range(rounds):
+        for name, command in contenders(pid).items():
+            found[name].append(timed(command))
+        done = subprocess.run(
+            [sys.executable, "-c", LIBRARY, str(pid)], capture_output=True, text=True, check=True, timeout=120
+        )
+        found["inspect_process() alone"].append(float(done.stdout))
+    return found
+
+
+def main() -> None:
+    """Start the target, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each contender runs (default 5)")
+    rounds = parser.parse_args().rounds
+    target = subprocess.Popen([sys.executable, str(TARGET), "many"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert target.stdout is not None
+        target.stdout.readline()
+        told = subprocess.run(
+            [VMAWELD, "inspect", str(target.pid), "--json"], capture_output=True, text=True, check=True, timeout=120
+        )
+        data = json.loads(told.stdout)
+        print(f"{data['vmas']:,} VMAs, {data['open']:,} open seams, source {data['source']}, {rounds} rounds")
+        found = measure(target.pid, rounds)
+    finally:
+        target.kill()
+        target.wait()
+    base = statistics.median(found["vmaweld inspect"])
+    print(f"{'':<26}{'median':>9}{'best':>9}{'times inspect':>15}")
+    for name, times in found.items():
+        middle = statistics.median(times)
+        print(f"{name:<26}{middle:>8.2f}s{min(times):>8.2f}s{middle / base:>14.1f}x")
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
+
+
+if __name__ == "__main__":
+    main()
