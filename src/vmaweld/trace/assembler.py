@@ -373,7 +373,7 @@ class Assembler:
         process = self._processes.get(pid)
         if process is None:
             return
-        self._abandon(process.space, tid)
+        self._abandon(process.space, pid, tid)
         process.threads.discard(tid)
         if not process.threads:
             del self._processes[pid]
@@ -387,7 +387,7 @@ class Assembler:
         for process in list(self._processes.values()):
             space = process.space
             for tid in list(space.calls):
-                self._abandon(space, tid)
+                self._abandon(space, process.pid, tid)
             self._drain(space)
             self._settle_faults(space)
 
@@ -424,7 +424,7 @@ class Assembler:
         space = process.space
         space.users.discard(process.pid)
         for tid in list(process.threads) if space.users else list(space.calls):
-            self._abandon(space, tid)
+            self._abandon(space, process.pid, tid)
         self._drain(space)
         # What waits or is being gathered happened in this space: who has left it must not carry it into another.
         self._settle_faults(space)
@@ -433,12 +433,15 @@ class Assembler:
             if entry.event is not None and entry.event.pid == process.pid and entry.event.op != events.EXIT:
                 entry.event.pid = heir
 
-    def _abandon(self, space: _Space, tid: int) -> None:
-        """The call of `tid` will not return. Where the kernel announced its mapping, it happened all the same."""
+    def _abandon(self, space: _Space, pid: int, tid: int) -> None:
+        """The call of `tid` will not be left. A munmap that is known to have taken effect did so all the same."""
         call = space.calls.pop(tid, None)
-        if call is not None and call.entry is not None:
-            call.entry.known = True
-            self._drain(space)
+        if call is None or call.entry is None:
+            return
+        if call.name == "munmap":
+            call.entry.event = Event(events.MUNMAP, pid, addr=call.arguments[0], length=call.arguments[1])
+        call.entry.known = True
+        self._drain(space)
 
     def _event(self, process: _Process, call: _Call, result: int, file: str) -> Event | None:
         arguments = call.arguments

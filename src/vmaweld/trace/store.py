@@ -6,6 +6,7 @@ of VMAs, how exact it is), then one row ``vma`` for each VMA. So a trace is a si
 events before it have happened" needs no clock. The schema and the metadata are documented in docs/trace-file.md.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -146,16 +147,18 @@ class TraceWriter:
         self._first: int | None = None
         metadata.events = metadata.snapshots = metadata.duration = 0
         try:
-            # Times only rise, so their differences are tiny; zstd then packs them to a byte or two.
-            self._writer = pq.ParquetWriter(
-                self._partial,
-                SCHEMA,
-                compression="zstd",
-                use_dictionary=_DICTIONARY,
-                column_encoding={"time": "DELTA_BINARY_PACKED"},
-            )
+            # Opened here, for Arrow's own files would be inherited by the command that is recorded.
+            self._file = self._partial.open("wb")
         except OSError as error:
             raise _cannot_write(self.path, error) from None
+        # Times only rise, so their differences are tiny; zstd then packs them to a byte or two.
+        self._writer = pq.ParquetWriter(
+            self._file,
+            SCHEMA,
+            compression="zstd",
+            use_dictionary=_DICTIONARY,
+            column_encoding={"time": "DELTA_BINARY_PACKED"},
+        )
 
     def append(self, event: Event) -> None:
         """Add `event`; events come in the order in which they happened."""
@@ -206,13 +209,16 @@ class TraceWriter:
         try:
             self._writer.add_key_value_metadata({"vmaweld": json.dumps(self.metadata.as_json())})
             self._writer.close()
+            self._file.close()
             os.replace(self._partial, self.path)
         except OSError as error:
             self._discard()
             raise _cannot_write(self.path, error) from None
 
     def _discard(self) -> None:
-        self._writer.close()
+        with contextlib.suppress(OSError):  # a full disk: nothing of it is wanted any more
+            self._writer.close()
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
