@@ -92,8 +92,8 @@ def mmap(
     length = page_align_up(length)
     if length > TASK_SIZE:
         raise LinuxError(errno.ENOMEM, f"length {length:#x} is larger than the address space")
-    if len(space.vmas) > space.machine.max_map_count:
-        raise LinuxError(errno.ENOMEM, f"{len(space.vmas)} VMAs exceed vm.max_map_count")
+    if space.vmas.count > space.machine.max_map_count:
+        raise LinuxError(errno.ENOMEM, f"{space.vmas.count} VMAs exceed vm.max_map_count")
 
     vm_flags = (prot & 7) | _MAY_ALL | space.def_flags
     if flags & MAP_GROWSDOWN:
@@ -242,7 +242,7 @@ def brk(space: AddressSpace, addr: int) -> int:
     above = space.vmas.find(old)
     if above is not None and new + PAGE_SIZE > space.start_gap(above):
         return space.brk
-    if new > TASK_SIZE or len(space.vmas) > space.machine.max_map_count:
+    if new > TASK_SIZE or space.vmas.count > space.machine.max_map_count:
         return space.brk
     _grow_brk(space, old, new)
     space.brk = addr

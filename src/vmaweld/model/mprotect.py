@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from typing import Final
 
 from vmaweld.abi import (
     MCL_CURRENT,
@@ -38,15 +39,20 @@ from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
 from vmaweld.model.vma import VMA
 
+_GROWS: Final = PROT_GROWSDOWN | PROT_GROWSUP
+_KNOWN_PROTECTION: Final = VM_ACCESS_FLAGS | PROT_SEM
+_NOT_TO_ACCOUNT: Final = VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE
+"""A VMA with one of these is accounted for already, or never is (``accountable_mapping``)."""
+
 
 def mprotect(space: AddressSpace, addr: int, length: int, prot: int, pkey: int = -1) -> int:
     """mprotect(2), pkey_mprotect(2) with `pkey` >= 0. Returns 0. Raises EINVAL, ENOMEM, EACCES, EPERM.
 
     A failure leaves what lies before it changed, as Linux does.
     """
-    grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
-    prot &= ~(PROT_GROWSDOWN | PROT_GROWSUP)
-    if grows == PROT_GROWSDOWN | PROT_GROWSUP:
+    grows = prot & _GROWS
+    prot -= grows
+    if grows == _GROWS:
         raise LinuxError(errno.EINVAL, "PROT_GROWSDOWN and PROT_GROWSUP exclude each other")
     if addr & (PAGE_SIZE - 1):
         raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
@@ -56,7 +62,7 @@ def mprotect(space: AddressSpace, addr: int, length: int, prot: int, pkey: int =
     end = start + page_align_up(length)
     if end <= start or end > 1 << 64:
         raise LinuxError(errno.ENOMEM, "the range wraps around")
-    if prot & ~(7 | PROT_SEM):
+    if prot & ~_KNOWN_PROTECTION:
         raise LinuxError(errno.EINVAL, f"unknown protection {prot:#x}")
     vma = space.vmas.find(start)
     if vma is None or vma.start >= end:
@@ -95,7 +101,7 @@ def _protect(space: AddressSpace, vma: VMA, start: int, end: int, flags: int) ->
     if flags == old:
         return vma
     if flags & VM_WRITE:
-        if not old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
+        if not old & _NOT_TO_ACCOUNT:
             flags |= VM_ACCOUNT
     elif old & VM_ACCOUNT and vma.anonymous and vma.anon_vma is None and space.machine.policy.unaccount_unfaulted:
         flags &= ~VM_ACCOUNT

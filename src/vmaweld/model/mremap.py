@@ -61,7 +61,7 @@ def mremap(
             _check_target(addr, old_length, new_length, new_addr)
     if policy.mremap_headroom_exact:
         needed = 5 if flags & MREMAP_DONTUNMAP else 4
-        if len(space.vmas) + needed > space.machine.max_map_count:
+        if space.vmas.count + needed > space.machine.max_map_count:
             raise LinuxError(errno.ENOMEM, "the move might exceed vm.max_map_count")
 
     if policy.mremap_moves_many and flags & MREMAP_FIXED and old_length == new_length:
@@ -100,6 +100,17 @@ def _check_target(addr: int, old_length: int, new_length: int, new_addr: int) ->
         raise LinuxError(errno.EINVAL, "old and new range overlap")
 
 
+def _source(space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int) -> VMA:
+    """The VMA to move, which may be moved and resized so."""
+    vma = space.vmas.find(addr)
+    if vma is None or vma.start > addr:
+        raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
+    if vma.flags & VM_SEALED:
+        raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
+    _check_resize(vma, addr, old_length, new_length, flags)
+    return vma
+
+
 def _check_resize(vma: VMA, addr: int, old_length: int, new_length: int, flags: int) -> None:
     """``vma_to_resize``, ``check_prep_vma``."""
     if not old_length and not vma.flags & (VM_SHARED | VM_MAYSHARE):
@@ -119,27 +130,22 @@ def _remap_to(
     space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int, new_addr: int, placed: int
 ) -> int:
     """``mremap_to``: MREMAP_FIXED unmaps the target, MREMAP_DONTUNMAP leaves the source behind."""
-    _check_target(addr, old_length, new_length, new_addr)
-    if not space.machine.policy.mremap_headroom_exact and len(space.vmas) + 2 >= space.machine.max_map_count - 3:
+    policy = space.machine.policy
+    if not policy.mremap_checks_first:
+        _check_target(addr, old_length, new_length, new_addr)
+    if not policy.mremap_headroom_exact and space.vmas.count + 2 >= space.machine.max_map_count - 3:
         raise LinuxError(errno.ENOMEM, "the move might exceed vm.max_map_count")
-    vma = space.vmas.find(addr)
-    if space.machine.policy.mremap_checks_first:  # check_prep_vma, before anything is unmapped
-        if vma is None or vma.start > addr:
-            raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-        if vma.flags & VM_SEALED:
-            raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
-        _check_resize(vma, addr, min(old_length, new_length) if old_length else 0, new_length, flags)
-    if flags & MREMAP_FIXED:
-        space.unmap(new_addr, new_addr + new_length)
+    vma: VMA | None = None
+    if policy.mremap_checks_first:  # check_prep_vma, before anything is unmapped
+        vma = _source(space, addr, min(old_length, new_length), new_length, flags)
+    if flags & MREMAP_FIXED and space.unmap(new_addr, new_addr + new_length):
+        vma = None
     if old_length > new_length:
         space.unmap(addr + new_length, addr + old_length)
         old_length = new_length
-    vma = space.vmas.find(addr)
-    if vma is None or vma.start > addr:
-        raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-    if vma.flags & VM_SEALED:
-        raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
-    _check_resize(vma, addr, old_length, new_length, flags)
+        vma = None
+    if vma is None:  # not looked for yet, or perhaps another object since something was unmapped
+        vma = _source(space, addr, old_length, new_length, flags)
     target = new_addr
     if flags & MREMAP_FIXED:
         if target < space.machine.min_address:
@@ -211,7 +217,7 @@ def _grow_in_place(space: AddressSpace, vma: VMA, delta: int) -> None:
 def _move(space: AddressSpace, vma: VMA, addr: int, old_length: int, new_length: int, target: int, flags: int) -> int:
     """``move_vma``: a copy of the VMA at `target`, the pages moved, the source unmapped."""
     policy = space.machine.policy
-    if not policy.mremap_headroom_exact and len(space.vmas) >= space.machine.max_map_count - 3:
+    if not policy.mremap_headroom_exact and space.vmas.count >= space.machine.max_map_count - 3:
         raise LinuxError(errno.ENOMEM, "the move might exceed vm.max_map_count")
     dontunmap = bool(flags & MREMAP_DONTUNMAP)
     if dontunmap and vma.flags & VM_LOCKED and policy.dontunmap_splits_locked:

@@ -85,7 +85,8 @@ class System:
             trace.pid = event.pid
             trace.call = event.op
         self.sequence += 1
-        return self._perform(self.space(event.pid), event)
+        space = self.processes.get(event.pid)
+        return self._perform(space if space is not None else self.add_process(event.pid), event)
 
     def _perform(self, space: AddressSpace, event: Event) -> int:
         op = event.op

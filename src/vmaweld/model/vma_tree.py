@@ -9,16 +9,20 @@ from vmaweld.model.vma import VMA
 
 
 class VmaTree:
-    """VMAs by address. `find`, `insert`, `remove`: O(log n); a neighbour: O(1) through `VMA.prev` and `VMA.next`."""
+    """VMAs by address. `find`, `insert`, `remove`: O(log n); a neighbour: O(1) through `VMA.prev` and `VMA.next`.
 
-    __slots__ = ("_map", "first")
+    first: the lowest VMA.      count: how many there are, as ``len()`` tells too.
+    """
+
+    __slots__ = ("_map", "count", "first")
 
     def __init__(self) -> None:
         self._map: AddressMap[VMA] = AddressMap()
         self.first: VMA | None = None
+        self.count: int = 0
 
     def __len__(self) -> int:
-        return len(self._map)
+        return self.count
 
     def __iter__(self) -> Iterator[VMA]:
         vma = self.first
@@ -48,6 +52,7 @@ class VmaTree:
     def insert(self, vma: VMA) -> None:
         """Add `vma` where nothing is mapped."""
         prev = self._map.insert(vma.start, vma)
+        self.count += 1
         vma.prev = prev
         if prev is None:
             next = self.first
@@ -62,6 +67,7 @@ class VmaTree:
     def remove(self, vma: VMA) -> None:
         """Take `vma` out; its own links are cut."""
         self._map.remove(vma.start)
+        self.count -= 1
         prev = vma.prev
         next = vma.next
         if prev is None:
@@ -83,6 +89,7 @@ class VmaTree:
         self._map.check()
         linked = list(self)
         assert linked == list(self._map.values()), "links and map differ"
+        assert self.count == len(linked)
         previous: VMA | None = None
         for vma in linked:
             assert vma.prev is previous
