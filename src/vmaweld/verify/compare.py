@@ -33,7 +33,7 @@ def difference(model: Snapshot, real: Snapshot) -> str | None:
         longer, who = (model, "model") if len(model.rows) > len(real.rows) else (real, "kernel")
         row = longer.rows[min(len(model.rows), len(real.rows))]
         return f"{len(model.rows)} rows in the model, {len(real.rows)} in the kernel; only the {who} has {row!r}"
-    anon_vmas, files, contexts, policies = Names(), Names(), Names(), Names()
+    anon_vmas, files, contexts = Names(), Names(), Names()
     for ours, theirs in zip(model.rows, real.rows, strict=True):
         what = _row_difference(ours, theirs, real.flags_exact)
         if what is None and theirs.anon_vma is not None and not anon_vmas.same(ours.anon_vma, theirs.anon_vma):

@@ -133,7 +133,11 @@ class ProgramMaker:
 
     def make(self, seed: int, length: int) -> list[Event]:
         """The program of `seed`: `length` events of processes 1, 2 ..., the first of which begins empty."""
-        return _Maker(self, seed).run(length)
+        return self.make_from(random.Random(seed), length)
+
+    def make_from(self, source: random.Random, length: int) -> list[Event]:
+        """A program of `length` events drawn from `source`, which hypothesis may control, and so shrink."""
+        return _Maker(self, source).run(length)
 
     def shares(self, seal: bool) -> tuple[int, ...]:
         """Relative frequency of each kind."""
@@ -145,9 +149,9 @@ class ProgramMaker:
 class _Maker:
     """One program in the making."""
 
-    def __init__(self, maker: ProgramMaker, seed: int) -> None:
+    def __init__(self, maker: ProgramMaker, source: random.Random) -> None:
         self.maker = maker
-        self.random = random.Random(seed)
+        self.random = source
         middle = maker.low + (maker.high - maker.low) // 2
         self.windows = (middle, maker.high - _WINDOW * PAGE_SIZE)
         self.pids = [1]

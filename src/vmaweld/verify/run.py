@@ -1,0 +1,157 @@
+"""Many programs of many seeds: the measurement that `vmaweld verify` prints."""
+
+import os
+from collections.abc import Callable
+from typing import Final
+
+from vmaweld.abi import MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_READ
+from vmaweld.events import Event
+from vmaweld.kernel import syscalls
+from vmaweld.kernel.executor import ARENA_LOW, Executor
+from vmaweld.policy import Policy, policy_for_release
+from vmaweld.verify.check import Bench, Difference
+from vmaweld.verify.programs import ProgramMaker
+from vmaweld.verify.shrink import shrink
+
+PROGRAM_LENGTH: Final = 60
+"""Events of a program: long enough for forks and moves to meet, short enough to stay dense."""
+SEED_EVENTS: Final = 20_000
+"""Events of one seed."""
+_BRK: Final = ARENA_LOW + (64 << 20)
+
+
+class Outcome:
+    """What a run found.
+
+    policy, kernel: what was held against what.      exact: hidden fields were compared.
+    events, programs, seeds: how many; seeds are the finished ones.      next_seed: where a later run would go on.
+    difference: the first one, shrunk, or None.
+    """
+
+    def __init__(self, policy: str, kernel: str, exact: bool, first_seed: int) -> None:
+        self.policy = policy
+        self.kernel = kernel
+        self.exact = exact
+        self.events = 0
+        self.programs = 0
+        self.seeds = 0
+        self.next_seed = first_seed
+        self.failed_program: int | None = None
+        self.difference: Difference | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The outcome under the keys that docs/verify.md tells."""
+        found = self.difference
+        return {
+            "policy": self.policy,
+            "kernel": self.kernel,
+            "hidden_fields_compared": self.exact,
+            "events": self.events,
+            "programs": self.programs,
+            "seeds": self.seeds,
+            "next_seed": self.next_seed,
+            "difference": None
+            if found is None
+            else {
+                "program": self.failed_program,
+                "what": found.what,
+                "events": [repr(event) for event in found.program],
+            },
+        }
+
+
+def configured_anon_names() -> bool:
+    """True if this kernel has CONFIG_ANON_VMA_NAME, found by naming a page of our own."""
+    address = syscalls.mmap(0, PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS)
+    try:
+        syscalls.set_anon_name(address, PAGE_SIZE, "vmaweld")
+    except OSError:
+        return False
+    finally:
+        syscalls.munmap(address, PAGE_SIZE)
+    return True
+
+
+def running_policy() -> Policy:
+    """The policy of the kernel that is running."""
+    return policy_for_release(os.uname().release)
+
+
+def make_bench(policy: Policy | None = None, *, exact: bool | None = None) -> Bench:
+    """An executor on this kernel, and the model that stands for it. Close ``bench.executor`` when done."""
+    executor = Executor(brk=_BRK, exact=exact)
+    return Bench(executor, policy or running_policy(), brk=_BRK, anon_names=configured_anon_names())
+
+
+def make_maker(bench: Bench, operations: frozenset[str] | None = None) -> ProgramMaker:
+    """Programs for `bench`'s arena and kernel."""
+    executor = bench.executor
+    return ProgramMaker(
+        executor.low,
+        executor.high,
+        brk=_BRK if executor.can_brk else None,
+        operations=operations,
+        seal=bench.policy.mseal,
+    )
+
+
+def run(
+    bench: Bench,
+    *,
+    events: int,
+    first_seed: int = 0,
+    operations: frozenset[str] | None = None,
+    progress: Callable[[Outcome], None] | None = None,
+    seconds: float = 0,
+    clock: Callable[[], float] | None = None,
+) -> Outcome:
+    """Hold the model against the kernel for `events` events, seed after seed, or until the first difference.
+
+    operations: only these kinds of events.     seconds: stop when `clock` has advanced so far, whatever is left.
+    """
+    outcome = Outcome(bench.policy.name, os.uname().release, bench.executor.exact, first_seed)
+    maker = make_maker(bench, operations)
+    end = clock() + seconds if clock is not None and seconds else None
+    seed = first_seed
+    while outcome.events < events:
+        for number in range(SEED_EVENTS // PROGRAM_LENGTH + 1):
+            if outcome.events >= events or (end is not None and clock is not None and clock() >= end):
+                return outcome
+            program = maker.make(seed << 20 | number, PROGRAM_LENGTH)
+            found = bench.check(program)
+            outcome.events += len(program) if found is None else len(found.program)
+            outcome.programs += 1
+            if progress is not None:
+                progress(outcome)
+            if found is not None:
+                outcome.failed_program = seed << 20 | number
+                outcome.difference = shrunk(bench, found)
+                return outcome
+        outcome.seeds += 1
+        seed += 1
+        outcome.next_seed = seed
+    return outcome
+
+
+def run_one(bench: Bench, program: int) -> Outcome:
+    """The program that an earlier difference named, alone."""
+    outcome = Outcome(bench.policy.name, os.uname().release, bench.executor.exact, program >> 20)
+    events = make_maker(bench).make(program, PROGRAM_LENGTH)
+    found = bench.check(events)
+    outcome.events = len(events)
+    outcome.programs = 1
+    if found is not None:
+        outcome.failed_program = program
+        outcome.difference = shrunk(bench, found)
+    return outcome
+
+
+def shrunk(bench: Bench, found: Difference) -> Difference:
+    """`found` with as few and as plain events as still differ."""
+
+    def fails(program: list[Event]) -> bool:
+        return bench.check(program) is not None
+
+    smallest = shrink(found.program, fails)
+    again = bench.check(smallest)
+    return again if again is not None else found
