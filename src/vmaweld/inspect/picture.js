@@ -137,10 +137,10 @@
       }
       const s = seamAt[i];
       if (s >= 0) {
-        if (isOpen(s)) openShown++;
-        if (!hidden.has(seams.cls[s])) {
-          const column = Math.min(columns - 1, Math.max(0, Math.floor(x + span)));
-          density[column * classes + seams.cls[s]] += 1;
+        const column = Math.floor(x + span);
+        if (column >= 0 && column < columns) {
+          if (isOpen(s)) openShown++;
+          if (!hidden.has(seams.cls[s])) density[column * classes + seams.cls[s]] += 1;
         }
       }
     }
