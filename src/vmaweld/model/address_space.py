@@ -99,7 +99,7 @@ class AddressSpace:
     @property
     def map_count(self) -> int:
         """Number of VMAs (``mm->map_count``)."""
-        return len(self.vmas)
+        return self.vmas.count
 
     @property
     def total_vm(self) -> int:
@@ -145,7 +145,7 @@ class AddressSpace:
 
     def checked_split(self, vma: VMA, address: int, *, new_below: bool) -> VMA:
         """`split` for a caller that must respect max_map_count (``split_vma``). Raises ENOMEM."""
-        if len(self.vmas) >= self.machine.max_map_count:
+        if self.vmas.count >= self.machine.max_map_count:
             raise LinuxError(errno.ENOMEM, f"splitting a VMA at {address:#x} would exceed vm.max_map_count")
         return self.split(vma, address, new_below=new_below)
 
@@ -209,21 +209,23 @@ class AddressSpace:
 
     def remove(self, vma: VMA) -> None:
         """Unmap all of `vma`."""
-        self.pages.drop(vma.start, vma.end)
-        unlink_chain(vma)
+        if vma.anon_vma is not None:  # without one it has no anonymous pages either
+            self.pages.drop(vma.start, vma.end)
+            unlink_chain(vma)
         self.vmas.remove(vma)
 
-    def unmap(self, start: int, end: int) -> None:
+    def unmap(self, start: int, end: int) -> bool:
         """Unmap ``[start, end)``, page aligned and not empty (``do_vmi_align_munmap``).
 
+        Returns False if nothing was mapped there, and so nothing changed.
         Raises ENOMEM if the hole would cut one VMA in two at the limit, EPERM for a sealed VMA (6.10).
         """
         vma = self.vmas.find(start)
         if vma is None or vma.start >= end:
-            return
+            return False
         if start > vma.start:
             # Only a VMA cut in two raises the count; the kernel lets it rise for a moment otherwise.
-            if end < vma.end and len(self.vmas) >= self.machine.max_map_count:
+            if end < vma.end and self.vmas.count >= self.machine.max_map_count:
                 raise LinuxError(errno.ENOMEM, f"a hole at {start:#x} would exceed vm.max_map_count")
             if vma.flags & VM_SEALED:
                 raise LinuxError(errno.EPERM, f"the mapping at {start:#x} is sealed")
@@ -241,6 +243,7 @@ class AddressSpace:
             following = current.next
             self.remove(current)
             current = following
+        return True
 
     # anon_vmas and pages ----------------------------------------------------------------------------
 
