@@ -84,6 +84,8 @@ def convert(log: str, tmp_path: Path, samples: list[Sample] | None = None) -> tu
     with TraceWriter(path, Metadata()) as writer:
         StraceRecorder(tmp_path).convert(writer, 1, samples or [], lambda *_: None)
     trace = open_trace(path)
+    times = [event.time for event in trace.events()]
+    assert times == sorted(times)
     return [repr(event) for event in trace.events()], trace.metadata
 
 
@@ -119,6 +121,7 @@ def test_a_log_becomes_events_children_after_their_fork(tmp_path: Path) -> None:
         "exit(pid=10)",
     ]
     assert metadata.losses == {"execs_without_mappings": 1}
+    assert metadata.duration == 13_000
 
 
 def test_what_exec_maps_is_taken_from_a_look_at_the_process(tmp_path: Path) -> None:

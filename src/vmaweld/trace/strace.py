@@ -74,7 +74,7 @@ class StraceRecorder:
             "-f", "--seccomp-bpf", "-X", "raw", "-y", "-s", "80", "--quiet=attach,personality",
             "--absolute-timestamps=unix,ns", "-o", str(self._log),
             "-e", "trace=" + ",".join(f"?{name}" for name in _TRACED),
-            "-e", "abbrev=!mbind", "-e", "signal=none",
+            "-e", "abbrev=!mbind",  # signals stay on: without them strace hides who was killed by one, too
             "--", *command,
         ]  # fmt: skip
 
@@ -135,8 +135,8 @@ class AssumeWrites:
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
+        op, result, pid, time = event.op, event.result, event.pid, event.time
         self._emit(event)
-        op, result, pid = event.op, event.result, event.pid
         if op == events.FORK:
             if pid in self._breaks:
                 self._breaks[event.child] = self._breaks[pid]
@@ -144,27 +144,27 @@ class AssumeWrites:
             self._breaks.pop(pid, None)
         elif op == events.PLACE:
             if event.flags & (abi.VM_WRITE | abi.VM_SHARED | abi.VM_MAYSHARE) == abi.VM_WRITE:
-                self._write(event, event.addr, event.length)
+                self._write(pid, time, event.addr, event.length)
         elif op == events.BRK and result is not None:
             before = self._breaks.get(pid, result)
             self._breaks[pid] = result
             if result > before:
-                self._write(event, page_align_up(before), page_align_up(result) - page_align_up(before))
+                self._write(pid, time, page_align_up(before), page_align_up(result) - page_align_up(before))
         elif result is None or result < 0:
             return
         elif op == events.MMAP:
             if event.prot & abi.PROT_WRITE and event.flags & abi.MAP_TYPE == abi.MAP_PRIVATE:
-                self._write(event, result, page_align_up(event.length))
+                self._write(pid, time, result, page_align_up(event.length))
         elif op == events.MPROTECT:
             if event.prot & abi.PROT_WRITE:
-                self._write(event, event.addr, page_align_up(event.length))
+                self._write(pid, time, event.addr, page_align_up(event.length))
         elif op == events.MREMAP and event.new_length > event.length:
             old = page_align_up(event.length)
-            self._write(event, result + old, page_align_up(event.new_length) - old)
+            self._write(pid, time, result + old, page_align_up(event.new_length) - old)
 
-    def _write(self, cause: Event, addr: int, length: int) -> None:
+    def _write(self, pid: int, time: int, addr: int, length: int) -> None:
         if length > 0:
-            self._emit(Event(events.WRITE, cause.pid, addr=addr, length=length, time=cause.time))
+            self._emit(Event(events.WRITE, pid, addr=addr, length=length, time=time))
 
 
 class _Feed:
