@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import DONE, NO, UNSUPPORTED, USAGE, console, fail
-from vmaweld.inspect.as_json import SCHEMA, json_text, maps_data, report_data
+from vmaweld.cli.common import DONE, NO, UNSUPPORTED, USAGE, console, fail, print_json
+from vmaweld.inspect.as_json import census_data, maps_data, report_data, watch_data
 from vmaweld.inspect.collect import inspect_process
 from vmaweld.inspect.report import Report
 from vmaweld.inspect.text import map_lines, print_report, summary_line
@@ -98,7 +98,7 @@ def command(
         data = report_data(report)
         if maps:
             data["maps"] = maps_data(report.snapshot, {seam.index: seam.reasons for seam in report.seams})
-        click.echo(json_text(data), nl=False)
+        print_json(data)
     elif maps:
         for line in map_lines(report):
             click.echo(line)
@@ -144,19 +144,7 @@ def _watch(pid: int, seconds: float, warn: float | None, as_json: bool) -> int:
         before, at = report.vmas, now
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if as_json:
-            data = {
-                "schema": SCHEMA,
-                "time": stamp,
-                "pid": pid,
-                "name": report.name,
-                "vmas": report.vmas,
-                "limit": report.limit,
-                "share": round(report.vmas / report.limit, 6),
-                "open": len(report.open),
-                "growth_per_second": round(growth, 3),
-                "exact": report.exact,
-            }
-            click.echo(json.dumps(data))
+            click.echo(json.dumps(watch_data(report, stamp, growth)))
         else:
             click.echo(
                 f"{stamp} {printable(report.name)} pid={pid} vmas={report.vmas} limit={report.limit} "
@@ -177,30 +165,7 @@ def _rank(as_json: bool, limit: int) -> None:
     census = Census()
     counted = census.take()
     if as_json:
-        click.echo(
-            json_text(
-                {
-                    "schema": SCHEMA,
-                    "limit": census.limit,
-                    "exact": census.exact,
-                    "refused": census.refused,
-                    "processes": [
-                        {
-                            "pid": one.pid,
-                            "name": one.name,
-                            "uid": one.uid,
-                            "vmas": one.vmas,
-                            "share": round(one.vmas / census.limit, 6),
-                            "seams": one.seams,
-                            "open": one.open_seams,
-                            "open_reasons": one.reasons,
-                        }
-                        for one in counted
-                    ],
-                }
-            ),
-            nl=False,
-        )
+        print_json(census_data(census, counted))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("PID", "UID", "VMAs", "of limit", "seams", "open"):

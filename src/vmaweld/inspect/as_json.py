@@ -1,30 +1,15 @@
 """A report as plain data, for --json. The keys are told in docs/inspect.md and do not change their meaning."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from vmaweld.abi import flag_names
+from vmaweld.inspect.census import Census, Counted
 from vmaweld.inspect.kinds import kind_of
 from vmaweld.inspect.report import OpenSeam, Pages, Report
 from vmaweld.snapshot import Row, Snapshot
 
 SCHEMA = 1
 """Raised when a key goes away or changes its meaning; new keys may come at any time."""
-
-
-def json_text(data: Mapping[str, object]) -> str:
-    """`data` as JSON with a line for each key, and for each element of a list of objects.
-
-    Indenting every value would keep json from its fast encoder: at 30,000 open seams that is seconds.
-    """
-    lines = []
-    for key, value in data.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            elements = ",\n    ".join(json.dumps(element) for element in value)
-            lines.append(f"  {json.dumps(key)}: [\n    {elements}\n  ]")
-        else:
-            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 class Numbering:
@@ -112,3 +97,42 @@ def maps_data(snapshot: Snapshot, reasons: dict[int, tuple[str, ...]]) -> list[d
         }
         for index, row in enumerate(snapshot.rows)
     ]
+
+
+def watch_data(report: Report, time: str, growth: float) -> dict[str, object]:
+    """One line of --watch: `growth` in VMAs a second."""
+    return {
+        "schema": SCHEMA,
+        "time": time,
+        "pid": report.pid,
+        "name": report.name,
+        "vmas": report.vmas,
+        "limit": report.limit,
+        "share": round(report.vmas / report.limit, 6),
+        "open": len(report.open),
+        "growth_per_second": round(growth, 3),
+        "exact": report.exact,
+    }
+
+
+def census_data(census: Census, counted: Sequence[Counted]) -> dict[str, object]:
+    """Every process of --all."""
+    return {
+        "schema": SCHEMA,
+        "limit": census.limit,
+        "exact": census.exact,
+        "refused": census.refused,
+        "processes": [
+            {
+                "pid": one.pid,
+                "name": one.name,
+                "uid": one.uid,
+                "vmas": one.vmas,
+                "share": round(one.vmas / census.limit, 6),
+                "seams": one.seams,
+                "open": one.open_seams,
+                "open_reasons": one.reasons,
+            }
+            for one in counted
+        ],
+    }
