@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,6 @@ from rich.text import Text
 from vmaweld.study.answer import Answer, Losses, PolicyAnswer
 from vmaweld.study.fidelity import Fidelity
 from vmaweld.study.missed import SHARED
-from vmaweld.trace.store import Metadata
 
 
 def printable(text: str) -> str:
@@ -76,49 +75,121 @@ def by_program(answer: Answer) -> list[ProgramLosses]:
 def print_answer(answer: Answer, out: Console, *, rows: int = 8) -> None:
     """Everything of `answer` that fits on a page. rows: of each table at most."""
     metadata = answer.metadata
-    _heading(metadata, answer, out)
-    base = answer.policies[0].policy.name
-    _summary(answer, out, base)
+    _line(out, f"{printable(shlex.join(metadata.command))}: {status_text(metadata.exit_status)}", "bold")
+    _line(out, recording_text(answer))
+    _line(out)
+    _line(out, summary_text(answer))
+    _line(out)
     _policies(answer, out)
     if answer.losses.missed:
         _fate(answer, out)
         _losers(answer, out, rows)
-    _caveats(answer, out)
+    notes = caveats(answer)
+    if notes:
+        _line(out)
+    for note in notes:
+        _line(out, f"Note: {printable(note)}", "yellow")
 
 
 def _line(out: Console, text: str = "", style: str = "", *, wrap: bool = True) -> None:
     out.print(Text(text, style=style), soft_wrap=not wrap)
 
 
-def _heading(metadata: Metadata, answer: Answer, out: Console) -> None:
-    command = printable(shlex.join(metadata.command))
-    _line(out, f"{command}: {status_text(metadata.exit_status)}", "bold")
-    _line(
-        out,
+def recording_text(answer: Answer) -> str:
+    """What was recorded and how, in a line."""
+    metadata = answer.metadata
+    return (
         f"{count_text(answer.pids, 'process', 'processes')}, {count_text(answer.events, 'event')} in "
         f"{metadata.duration / 1e9:.1f} s, recorded with {metadata.recorder} on Linux {metadata.kernel}"
-        + (" (faults assumed)" if metadata.faults == "assumed" else ""),
+        + (" (faults assumed)" if metadata.faults == "assumed" else "")
     )
-    _line(out)
 
 
-def _summary(answer: Answer, out: Console, base: str) -> None:
+def summary_text(answer: Answer) -> str:
+    """The answer in two sentences."""
     missed = answer.losses.missed
-    series = answer.series
+    base = answer.policies[0].policy.name
     if not missed:
-        _line(out, f"No merge was missed under {base}: page offsets and anon_vmas never stood in the way.")
-    else:
-        text = (
-            f"{count_text(missed, 'merge was', 'merges were')} missed under {base}: two adjacent VMAs stayed two "
-            "though nothing but the page offset or the anon_vma told them apart."
+        return f"No merge was missed under {base}: page offsets and anon_vmas never stood in the way."
+    text = (
+        f"{count_text(missed, 'merge was', 'merges were')} missed under {base}: two adjacent VMAs stayed two "
+        "though nothing but the page offset or the anon_vma told them apart."
+    )
+    if answer.series is not None:
+        recovered = answer.losses.recovered[answer.series]
+        text += f" With the series {recovered:,} of them happen ({percent_text(recovered, missed)})."
+    return text
+
+
+def legend_text(answer: Answer) -> str:
+    """What the changes behind the kernels' names are."""
+    names = [policy.policy.name for policy in answer.policies]
+    return "; ".join(text for suffix, text in _LEGEND.items() if any(name.endswith(suffix) for name in names))
+
+
+def fate_rows(answer: Answer) -> list[tuple[str, int]]:
+    """What became of the missed merges: (in words, how many)."""
+    losses = answer.losses
+    rows = [
+        ("only the page offset was in the way", losses.by_obstacle["page_offset"]),
+        ("only the anon_vmas were in the way", losses.by_obstacle["anon_vma"]),
+        ("both were in the way", losses.by_obstacle["both"]),
+    ]
+    pgoff = answer.index_of(update_pgoff=True, merge_anon_vmas=False)
+    anon_vma = answer.index_of(update_pgoff=False, merge_anon_vmas=True)
+    series = answer.series
+    if pgoff is not None:
+        rows.append(("recovered by patch 2 alone", losses.recovered[pgoff]))
+    if anon_vma is not None:
+        rows.append(("recovered by patch 3 alone", losses.recovered[anon_vma]))
+    if series is not None:
+        rows.append(("recovered by both together", losses.recovered[series]))
+        if answer.needs_both:
+            rows.append(("  of them by neither alone", answer.needs_both))
+        reasons = answer.reasons[series].most_common()
+        rows.append(("left: shared with a parent or child", losses.shared(series)))
+        rows += [(f"  {reason}", count) for (cause, reason), count in reasons if cause == SHARED]
+        rows += [(f"left: {reason}", count) for (cause, reason), count in reasons if cause != SHARED]
+    return rows
+
+
+def caveats(answer: Answer) -> list[str]:
+    """What a reader must know before trusting the numbers, a line each."""
+    notes: list[str] = []
+    metadata = answer.metadata
+    if metadata.faults == "assumed":
+        notes.append(
+            "Page faults were not recorded but assumed: all private memory counts as written as soon as it is writable."
         )
-        if series is not None:
-            text += (
-                f" With the series {answer.losses.recovered[series]:,} of them happen "
-                f"({percent_text(answer.losses.recovered[series], missed)})."
+    if metadata.losses:
+        losses = ", ".join(f"{count:,} {cause.replace('_', ' ')}" for cause, count in metadata.losses.items())
+        notes.append(f"Lost while recording: {losses}. What depends on them may be wrong.")
+    notes += metadata.notes
+    if metadata.interrupted:
+        notes.append("The recording was cut short; what happened until then is whole.")
+    for policy in answer.policies:
+        if policy.diverged:
+            notes.append(
+                f"Under {policy.policy.name} {count_text(policy.diverged, 'call')} ended otherwise than in the "
+                f"recording ({divergences_text(policy.divergences)}); `vmaweld replay --verbose` shows them."
             )
-        _line(out, text)
-    _line(out)
+        if policy.over_limit:
+            notes.append(
+                f"Under {policy.policy.name} a process passes vm.max_map_count ({metadata.max_map_count:,}), beyond "
+                f"which calls fail with ENOMEM: {count_text(policy.over_limit, 'call')} came after that."
+            )
+    faults = answer.policies[0].bad_faults
+    if faults and metadata.faults == "seen":
+        notes.append(
+            f"{count_text(faults, 'recorded fault')} hit memory without access: signals to the program, or calls that "
+            "were not recorded."
+        )
+    return notes
+
+
+def divergences_text(divergences: Mapping[tuple[str, str], int]) -> str:
+    """Disagreements of a machine and the recording: ``2 mremap refused, 1 mmap elsewhere``."""
+    return ", ".join(f"{count:,} {call} {how}" for (call, how), count in divergences.items())
 
 
 def _policies(answer: Answer, out: Console) -> None:
@@ -134,18 +205,9 @@ def _policies(answer: Answer, out: Console) -> None:
             _whose(policy) if number == 0 else _fewer(policy.peak, first.peak),
         )
     out.print(table)
-    limit = answer.metadata.max_map_count
-    for policy in answer.policies:
-        if policy.over_limit:
-            _line(
-                out,
-                f"Under {policy.policy.name} a process passes vm.max_map_count ({limit:,}): "
-                f"{count_text(policy.over_limit, 'call')} would have failed with ENOMEM or come after one that did.",
-                "bold",
-            )
-    legend = [text for suffix, text in _LEGEND.items() if any(p.policy.name.endswith(suffix) for p in answer.policies)]
+    legend = legend_text(answer)
     if legend:
-        _line(out, "; ".join(legend) + ".", "dim")
+        _line(out, f"{legend}.", "dim")
     _line(out)
 
 
@@ -162,30 +224,9 @@ def _fewer(count: int, base: int) -> str:
 
 
 def _fate(answer: Answer, out: Console) -> None:
-    losses = answer.losses
-    missed = losses.missed
-    series = answer.series
     table = _table("what became of the missed merges", "", "", first_only=True)
-
-    def row(text: str, count: int) -> None:
-        table.add_row(text, f"{count:,}", percent_text(count, missed))
-
-    row("only the page offset was in the way", losses.by_obstacle["page_offset"])
-    row("only the anon_vmas were in the way", losses.by_obstacle["anon_vma"])
-    row("both were in the way", losses.by_obstacle["both"])
-    pgoff = answer.index_of(update_pgoff=True, merge_anon_vmas=False)
-    anon_vma = answer.index_of(update_pgoff=False, merge_anon_vmas=True)
-    if pgoff is not None:
-        row("recovered by patch 2 alone", losses.recovered[pgoff])
-    if anon_vma is not None:
-        row("recovered by patch 3 alone", losses.recovered[anon_vma])
-    if series is not None:
-        row("recovered by both together", losses.recovered[series])
-        if answer.needs_both:
-            row("  of them by neither alone", answer.needs_both)
-        row("left: shared with a parent or child", losses.shared(series))
-        for (cause, reason), count in answer.reasons[series].most_common():
-            row(f"  {reason}" if cause == SHARED else f"left: {reason}", count)
+    for text, count in fate_rows(answer):
+        table.add_row(text, f"{count:,}", percent_text(count, answer.losses.missed))
     out.print(table)
     _line(out)
 
@@ -214,37 +255,6 @@ def _losers(answer: Answer, out: Console, rows: int) -> None:
 
 def _loss_cells(losses: Losses, policy: int) -> Iterable[str]:
     return f"{losses.missed:,}", f"{losses.recovered[policy]:,}", f"{losses.shared(policy):,}"
-
-
-def _caveats(answer: Answer, out: Console) -> None:
-    notes: list[str] = []
-    metadata = answer.metadata
-    if metadata.faults == "assumed":
-        notes.append(
-            "Page faults were not recorded but assumed: all private memory counts as written as soon as it is writable."
-        )
-    if metadata.losses:
-        losses = ", ".join(f"{count:,} {cause.replace('_', ' ')}" for cause, count in metadata.losses.items())
-        notes.append(f"Lost while recording: {losses}. What depends on them may be wrong.")
-    notes += metadata.notes
-    if metadata.interrupted:
-        notes.append("The recording was cut short; what happened until then is whole.")
-    for policy in answer.policies:
-        if policy.diverged:
-            how = ", ".join(f"{count:,} {call} {how}" for (call, how), count in policy.divergences.items())
-            notes.append(
-                f"Under {policy.policy.name} {count_text(policy.diverged, 'call')} ended otherwise than in the "
-                f"recording ({how}); `vmaweld replay --verbose` shows them."
-            )
-    if answer.policies[0].bad_faults:
-        notes.append(
-            f"{count_text(answer.policies[0].bad_faults, 'recorded fault')} hit memory without access: signals to the "
-            "program, or calls that were not recorded."
-        )
-    if notes:
-        _line(out)
-    for note in notes:
-        _line(out, f"Note: {printable(note)}", "yellow")
 
 
 def print_fidelity(fidelity: Fidelity, threshold: float, out: Console, *, rows: int = 20) -> None:
@@ -280,11 +290,13 @@ def print_fidelity(fidelity: Fidelity, threshold: float, out: Console, *, rows: 
     print_divergences(fidelity.lane.divergences, fidelity.lane.examples, fidelity.policy.name, out)
 
 
-def print_divergences(divergences: dict[tuple[str, str], int], examples: list[str], policy: str, out: Console) -> None:
+def print_divergences(
+    divergences: Mapping[tuple[str, str], int], examples: list[str], policy: str, out: Console
+) -> None:
     """The calls in which a machine and the recording disagree, with the first few of them."""
     if not divergences:
         return
-    how = ", ".join(f"{count:,} {call} {how}" for (call, how), count in divergences.items())
+    how = divergences_text(divergences)
     _line(out, f"Under {policy} calls ended otherwise than in the recording: {how}. The first:")
     for example in examples:
         _line(out, f"  {printable(example)}", wrap=False)
