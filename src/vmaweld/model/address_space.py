@@ -139,7 +139,8 @@ class AddressSpace:
             new.end = vma.end
             new.pgoff += lower_pages
             vma.end = address
-        clone_chain(new, vma)
+        if vma.anon_vma is not None:
+            clone_chain(new, vma)
         self.vmas.insert(new)
         return new
 

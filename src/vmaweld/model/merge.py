@@ -309,7 +309,8 @@ def apply_merge(m: MergeState, space: AddressSpace) -> VMA:
 
 
 def _remove(vma: VMA, space: AddressSpace) -> None:
-    unlink_chain(vma)
+    if vma.anon_vma is not None:
+        unlink_chain(vma)
     space.vmas.remove(vma)
 
 

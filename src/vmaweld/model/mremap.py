@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Final
 
 from vmaweld.abi import (
     MREMAP_DONTUNMAP,
@@ -28,6 +29,9 @@ from vmaweld.model.faults import populate
 from vmaweld.model.merge import MergeState
 from vmaweld.model.vma import VMA
 
+_KNOWN_FLAGS: Final = MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP
+_NAMES_TARGET: Final = MREMAP_FIXED | MREMAP_DONTUNMAP
+
 
 def mremap(
     space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int, new_addr: int = 0, *, placed: int = 0
@@ -38,11 +42,11 @@ def mremap(
     Raises EINVAL, EFAULT, ENOMEM, EPERM.
     """
     policy = space.machine.policy
-    if flags & ~(MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP):
+    if flags & ~_KNOWN_FLAGS:
         raise LinuxError(errno.EINVAL, f"unknown mremap flags {flags:#x}")
     if addr & (PAGE_SIZE - 1):
         raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    implies_new = bool(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))
+    implies_new = flags & _NAMES_TARGET
     if implies_new and not flags & MREMAP_MAYMOVE:
         raise LinuxError(errno.EINVAL, "MREMAP_FIXED and MREMAP_DONTUNMAP need MREMAP_MAYMOVE")
     old_end_exact = old_length
@@ -240,6 +244,8 @@ def _move(space: AddressSpace, vma: VMA, addr: int, old_length: int, new_length:
             unlink_chain(source)
             if source.anonymous and policy.dontunmap_resets_pgoff:
                 source.pgoff = source.start >> PAGE_SHIFT
+    elif source.start == addr and source.end == addr + old_length:
+        space.remove(source)
     elif old_length:
         # VM_ACCOUNT is hidden meanwhile, so that the reservation moves along; it is back on what remains.
         space.unmap(addr, addr + old_length)
