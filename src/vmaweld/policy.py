@@ -55,7 +55,7 @@ MADV_COLLAPSE_ROW = "madv-collapse"
 MADV_GUARD = "madv-guard"
 """Since 6.13: MADV_GUARD_INSTALL and MADV_GUARD_REMOVE."""
 GUARD_FLAG = "guard-flag"
-"""Since 6.19: MADV_GUARD_INSTALL sets VM_MAYBE_GUARD, which sticks to merged VMAs and never hinders a merge."""
+"""Since 6.19 (and stable releases of 6.18): MADV_GUARD_INSTALL sets VM_MAYBE_GUARD, which sticks to merged VMAs and never hinders a merge."""
 ANON_NAMES = "anon-names"
 """Since 5.17: prctl(PR_SET_VMA_ANON_NAME), where the kernel is configured for it (see `System`)."""
 MSEAL = "mseal"
@@ -97,8 +97,9 @@ _6_18 = (_6_12 - _STABLE_FIXES) | {
     MREMAP_CHECKS_FIRST,
     MADV_GUARD,
     UFFD_UNREGISTER_OWN,
+    GUARD_FLAG,
 }
-_7_2 = _6_18 | _STABLE_FIXES | {GUARD_FLAG, MREMAP_HEADROOM_EXACT}
+_7_2 = _6_18 | _STABLE_FIXES | {MREMAP_HEADROOM_EXACT}
 
 KERNELS: dict[str, frozenset[str]] = {
     "linux-5.10": _5_10 - {FORK_REUSES_BY_DEGREE},  # 5.10.y took 6.0's fork rule as a fix

@@ -221,10 +221,14 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
             raise LinuxError(errno.EINVAL, "only for unlocked file mappings")
         if flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
             raise LinuxError(errno.EACCES, "only for shared mappings that may be written")
-    elif advice == MADV_GUARD_INSTALL:
-        if flags & (VM_LOCKED | VM_SPECIAL | VM_HUGETLB):
+    elif advice in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE):
+        install = advice == MADV_GUARD_INSTALL
+        if flags & (VM_SPECIAL | VM_HUGETLB | (VM_LOCKED if install else 0)):
             raise LinuxError(errno.EINVAL, "guard pages are not for this mapping")
-        space.prepare_anon_vma(vma)  # so that fork copies the page tables, markers included
-        space.pages.drop(start, end)
+        if not install:
+            return
         if space.machine.policy.guard_flag:
             vma.flags |= VM_MAYBE_GUARD
+        if vma.anonymous:
+            space.prepare_anon_vma(vma)  # so that fork copies the page tables, markers included
+        space.pages.drop(start, end)

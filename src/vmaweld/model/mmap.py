@@ -279,17 +279,24 @@ def shmat(space: AddressSpace, addr: int, length: int, prot: int, remap: bool, s
         raise LinuxError(errno.EINVAL, f"something is mapped in {addr:#x}-{addr + length:#x}")
     flags = MAP_SHARED | (MAP_FIXED if addr else 0)
     writable = bool(prot & PROT_WRITE)
-    return mmap(space, addr, length, prot, flags, segment, placed=placed, close=True, writable=writable)
+    space.machine.last_file += 1  # every attachment opens the segment anew, and so merges with no other
+    file = f"{segment}@{space.machine.last_file}"
+    return mmap(space, addr, length, prot, flags, file, placed=placed, close=True, writable=writable)
 
 
 def shmdt(space: AddressSpace, addr: int) -> int:
-    """shmdt(2): unmap every piece of the segment attached at `addr`. Returns 0. Raises EINVAL."""
+    """shmdt(2): unmap the first piece of the segment attached at `addr`, and those after it within its size.
+
+    Returns 0. Raises EINVAL.
+    """
     vma = space.vmas.find(addr)
     file = ""
-    while vma is not None:
+    size = TASK_SIZE
+    while vma is not None and (not file or vma.end - addr <= size):
         following = vma.next
         if vma.close and (not file or vma.file == file) and vma.start - addr == vma.pgoff << PAGE_SHIFT:
             file = vma.file
+            size = space.machine.file_pages.get(file, TASK_SIZE) << PAGE_SHIFT
             space.unmap(vma.start, vma.end)
         vma = following
     if not file:

@@ -225,7 +225,7 @@ class System:
                 vma.flags,
                 pgoff=vma.pgoff,
                 anon_vma=vma.anon_vma.number if vma.anon_vma is not None else 0,
-                file=vma.file,
+                file=vma.file.rpartition("@")[0] if vma.close else vma.file,
                 name=vma.name,
                 mempolicy=vma.mempolicy,
                 uffd=vma.uffd,

@@ -10,6 +10,7 @@ from vmaweld.abi import (
     UFFDIO_REGISTER_MODE_MINOR,
     UFFDIO_REGISTER_MODE_MISSING,
     UFFDIO_REGISTER_MODE_WP,
+    VM_ACCESS_FLAGS,
     VM_DROPPABLE,
     VM_HUGETLB,
     VM_LOCKED,
@@ -121,33 +122,39 @@ def close(space: AddressSpace, context: int) -> int:
 def move(space: AddressSpace, source: int, length: int, target: int) -> int:
     """UFFDIO_MOVE with ALLOW_SRC_HOLES (6.8): pages of `source` become the target VMA's. Returns 0.
 
-    Raises EINVAL (ranges and VMAs that do not fit), ENOENT (no VMA), EEXIST (the target is populated), EBUSY (a page
-    is not exclusive; what lies before it has moved).
+    The userfaultfd asked is the one that the target is registered with. Raises EINVAL (ranges or VMAs that do not
+    fit), ENOENT (no VMA), EEXIST (the target is populated), EBUSY (a page is not exclusive); what lies before the page
+    at fault has moved. A target that is there has an anon_vma afterwards, whatever came of it.
     """
     if not space.machine.policy.uffd_move:
         raise LinuxError(errno.EINVAL, "this kernel has no UFFDIO_MOVE")
     end = _checked(source, length)
     _checked(target, length)
-    if source < target + length and target < end:
-        raise LinuxError(errno.EINVAL, "source and target overlap")
-    src = space.vmas.find(source)
     dst = space.vmas.find(target)
-    if src is None or dst is None or src.start > source or dst.start > target:
-        raise LinuxError(errno.ENOENT, "nothing is mapped there")
-    if end > src.end or target + length > dst.end:
-        raise LinuxError(errno.EINVAL, "each range must lie in one VMA")
-    if not dst.uffd or (src.flags ^ dst.flags) & (7 | VM_PKEY_MASK | VM_LOCKED):
-        raise LinuxError(errno.EINVAL, "the target is not registered, or the VMAs differ in access or mlock")
-    if not src.flags & VM_WRITE or (src.flags | dst.flags) & VM_SHARED or not src.anonymous or not dst.anonymous:
-        raise LinuxError(errno.EINVAL, "both sides must be writable private anonymous memory")
-    owner = space.prepare_anon_vma(dst)
-    for run in space.pages.runs(source, end):
-        first = max(run.start, source)
-        last = min(run.end, end)
-        to = target + first - source
-        if space.pages.populated(to, to + last - first):
+    if dst is None or dst.start > target:
+        raise LinuxError(errno.ENOENT, f"nothing is mapped at {target:#x}")
+    owner = dst.anon_vma if dst.flags & VM_SHARED else space.prepare_anon_vma(dst)
+    src = space.vmas.find(source)
+    if src is None or src.start > source:
+        raise LinuxError(errno.ENOENT, f"nothing is mapped at {source:#x}")
+    if (src.flags | dst.flags) & VM_SHARED or end > src.end or target + length > dst.end:
+        raise LinuxError(errno.EINVAL, "each range must lie in one private VMA")
+    if not dst.uffd:
+        raise LinuxError(errno.EINVAL, f"no userfaultfd has {target:#x}")
+    if (src.flags ^ dst.flags) & (VM_ACCESS_FLAGS | VM_PKEY_MASK | VM_LOCKED):
+        raise LinuxError(errno.EINVAL, "the VMAs differ in access or mlock")
+    if not src.flags & VM_WRITE or not src.anonymous or not dst.anonymous:
+        raise LinuxError(errno.EINVAL, "both sides must be writable anonymous memory")
+    pages = space.pages
+    position = source
+    while position < end:
+        to = target + position - source
+        if pages.runs(to, to + PAGE_SIZE):
             raise LinuxError(errno.EEXIST, f"{to:#x} is populated")
-        if run.shared is not None:
-            raise LinuxError(errno.EBUSY, f"the page at {first:#x} is not exclusive")
-        space.pages.move(first, last, to, dst.pgoff_at(to) - src.pgoff_at(first), run.anon_vma, owner)
+        for run in pages.runs(position, position + PAGE_SIZE):
+            if run.shared is not None:
+                raise LinuxError(errno.EBUSY, f"the page at {position:#x} is not exclusive")
+            change = dst.pgoff_at(to) - src.pgoff_at(position)
+            pages.move(position, position + PAGE_SIZE, to, change, run.anon_vma, owner)
+        position += PAGE_SIZE
     return 0

@@ -19,6 +19,8 @@ from vmaweld.abi import (
     MADV_DONTNEED,
     MADV_DONTNEED_LOCKED,
     MADV_FREE,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
     MADV_HUGEPAGE,
     MADV_KEEPONFORK,
     MADV_MERGEABLE,
@@ -287,6 +289,10 @@ class _Maker:
 
     def _madvise(self, pid: int) -> Event | None:
         advice = self.random.choice(_ADVICE)
+        if self.random.random() < 0.03:
+            advice = self.random.choice((MADV_GUARD_INSTALL, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE))
+            if pid not in self.untouchable and advice == MADV_GUARD_INSTALL:
+                self._seal_off(pid)
         if pid in self.untouchable and advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
             return None
         return self._range(ev.MADVISE, pid, flags=advice)
@@ -331,10 +337,14 @@ class _Maker:
         mode = UFFDIO_REGISTER_MODE_WP
         if self.random.random() < 0.4:
             mode = UFFDIO_REGISTER_MODE_MISSING
-            self.untouchable |= {other for other, known in self.contexts.items() if known is self.contexts[pid]}
+            self._seal_off(pid)
         context = self.random.choice((1, 1, 2))
         self.contexts[pid].add(context)
         return self._range(ev.UFFD_REGISTER, pid, flags=mode, new_addr=context)
+
+    def _seal_off(self, pid: int) -> None:
+        """From now on nothing touches the memory of `pid`: it holds pages whose faults the model does not follow."""
+        self.untouchable |= {other for other, known in self.contexts.items() if known is self.contexts[pid]}
 
     def _uffd_unregister(self, pid: int) -> Event | None:
         if not self.contexts[pid]:
@@ -350,7 +360,12 @@ class _Maker:
         return Event(ev.UFFD_CLOSE, pid, new_addr=context)
 
     def _uffd_move(self, pid: int) -> Event | None:
-        return None
+        if not self.contexts[pid]:
+            return None
+        event = self._range(ev.UFFD_MOVE, pid)
+        target = self._address()
+        event.new_addr = min(target, self.maker.high - event.length)
+        return event
 
     def _mseal(self, pid: int) -> Event:
         return self._range(ev.MSEAL, pid)
@@ -367,7 +382,7 @@ class _Maker:
         self.pids.append(child)
         shares = self.random.random() < 0.05
         self.contexts[child] = self.contexts[pid] if shares else set()
-        if shares and pid in self.untouchable:
+        if pid in self.untouchable:  # guard pages are inherited
             self.untouchable.add(child)
         return Event(ev.FORK, pid, child=child, flags=CLONE_VM if shares else 0)
 
