@@ -18,7 +18,7 @@ _REASONS: Final[dict[tuple[str, int], str]] = {
     (
         "move",
         errno.EBUSY,
-    ): "pages pinned (DMA, io_uring), or marked as shared since a fork: --unshare clears the latter",
+    ): "pages pinned (DMA, io_uring), or marked as shared since a fork: --unshare clears that mark",
     ("move", errno.EFAULT): "guard pages (MADV_GUARD_INSTALL) or poisoned memory in it",
     ("register", errno.EBUSY): "the program watches it with a userfaultfd of its own",
     ("reserve", errno.EEXIST): "the room for the move was taken meanwhile: try again",
@@ -32,12 +32,14 @@ class Folded:
 
     closed: seams gone. pages: populated pages that moved. failed: seams that were tried and stay open, by
     address, with the reason. ends: where groups that went through end.
+    warnings: what is no longer as it was.
     """
 
     closed: int = 0
     pages: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     ends: set[int] = field(default_factory=set)
+    warnings: list[str] = field(default_factory=list)
 
 
 def fold(
@@ -106,6 +108,8 @@ def _batch(
                 f"{outcome.step} failed ({os.strerror(outcome.error)}), and so did putting back "
                 f"{group.keep:#x}-{group.end:#x}: run the weld again to finish it"
             )
+        if not outcome.locked:
+            result.warnings.append(f"{group.keep:#x}-{group.end:#x} was mlocked and could not be locked again")
         done = sum(1 for _, end in group.pieces if end <= outcome.reached)
         result.closed += done
         if done == len(group.pieces):

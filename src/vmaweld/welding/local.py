@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from vmaweld import abi
@@ -47,7 +47,7 @@ def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
             syscalls.munmap(address, length)
 
 
-def weld(start: int, length: int, *, unshare: bool = False) -> Report:
+def weld(start: int, length: int, *, unshare: bool = False, program: Callable[[], Program] = Program) -> Report:
     """Close the open seams inside ``[start, start + length)`` of this process's memory.
 
     Nobody may touch, map, unmap or change that range meanwhile: not another thread, not a signal handler, not a system
@@ -57,6 +57,7 @@ def weld(start: int, length: int, *, unshare: bool = False) -> Report:
     start, length: bytes; widened to whole pages. Seams at the very ends are not inside.
     unshare: make pages that are shared since a fork this process's own first, by a write fault that keeps their
         bytes: free where nobody else maps them any more, a copy where someone does.
+    program: makes the empty program of a batch.
     Raises Refused where this machine or process cannot weld at all, HalfDone as told there.
 
     >>> report = weld(address, 1 << 20)   # doctest: +SKIP
@@ -65,10 +66,10 @@ def weld(start: int, length: int, *, unshare: bool = False) -> Report:
     """
     support.check_own()
     low, high = abi.page_align_down(start), abi.page_align_up(start + length)
-    return _weld(snapshots.take(os.getpid()), low, high, unshare)
+    return _weld(snapshots.take(os.getpid()), low, high, unshare, program)
 
 
-def _weld(before: Snapshot, low: int, high: int, unshare: bool) -> Report:
+def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callable[[], Program] = Program) -> Report:
     support.check_headroom(len(before.rows))
     pid = os.getpid()
     limits = plan.Limits(low, high, unshare=unshare, relock=support.relock_reason(pid))
@@ -76,8 +77,9 @@ def _weld(before: Snapshot, low: int, high: int, unshare: bool) -> Report:
         made = plan.make(before, pages, limits)
         report = Report(pid, len(before.rows), copied=made.shared if unshare else 0)
         report.seams = made.seams + sum(left.seams for left in made.left)
-        folded = fold(made.candidates, plan.Room(before.rows), run, low=low)
+        folded = fold(made.candidates, plan.Room(before.rows), run, low=low, program=program)
     report.closed, report.pages = folded.closed, folded.pages
+    report.warnings += folded.warnings
     report.vmas_after = report.vmas_before - folded.closed
     report.left = [*made.left, *(plan.Left(at, at, 1, reason) for at, reason in sorted(folded.failed.items()))]
     return report

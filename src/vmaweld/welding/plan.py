@@ -17,6 +17,7 @@ GROUP_BYTES: Final = 1 << 30
 ROOM_GUARD: Final = 16 << 20
 """Left free on either side of the room that is used, so that stacks and neighbours may grow."""
 
+SHARED: Final = "pages shared with another process, or by KSM: --unshare makes them its own"
 _NEVER: Final[tuple[tuple[int, str], ...]] = (
     (abi.VM_MAYSHARE | abi.VM_SHARED, "shared memory: its pages belong to no one process"),
     (abi.VM_HUGETLB, "hugetlb memory: UFFDIO_MOVE does not take it"),
@@ -30,12 +31,17 @@ _NEVER: Final[tuple[tuple[int, str], ...]] = (
 
 
 class Left(NamedTuple):
-    """Seams that stay open. start, end: the range they lie in. seams: how many. reason: one line."""
+    """Seams that stay open.
+
+    start, end: the range they lie in. seams: how many. reason: one line, the same for all of its kind. pages: shared
+    pages that are the reason.
+    """
 
     start: int
     end: int
     seams: int
     reason: str
+    pages: int = 0
 
 
 class Candidate(NamedTuple):
@@ -115,7 +121,7 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits) -> Plan:
         populated = pages.runs(rows[0].start, rows[-1].end)
         for part, shared in _split_at_shared(rows, populated, limits.unshare):
             if shared:
-                left.append(Left(part[0].end, part[-1].end, len(part) - 1, _shared_reason(shared)))
+                left.append(Left(part[0].end, part[-1].end, len(part) - 1, SHARED, shared))
                 continue
             reason = _locked_reason(part, populated, limits.low)
             if reason:
@@ -155,10 +161,6 @@ def _chains(snapshot: Snapshot, limits: Limits, left: list[Left]) -> Iterator[Se
 def _within(rows: Sequence[Row], run: Run, limits: Limits) -> list[Row]:
     """The rows of `run` that lie inside the limits; the first may begin before them, for only its end is touched."""
     return [row for row in rows[run.first : run.last + 1] if row.end <= limits.high and row.end > limits.low]
-
-
-def _shared_reason(shared: int) -> str:
-    return f"{shared} pages are shared with another process (or were): --unshare makes them its own"
 
 
 def _why_not(rows: Sequence[Row], snapshot: Snapshot, limits: Limits) -> str:
@@ -272,7 +274,6 @@ def _group(rows: Sequence[Row], keep: int, candidate: Candidate, room: "Room") -
     if row.flags & abi.VM_LOCKED_MASK:
         locked = abi.MLOCK_ONFAULT if row.flags & abi.VM_LOCKONFAULT else 0
     inside = [(start, end) for start, end in candidate.populate if start < rows[-1].end and end > rows[1].start]
-    untouched = not row.anon_vma and all(kind & pagemap.ZERO for _, _, kind in clip(candidate.runs, keep, row.end))
     return Group(
         keep,
         [(row.start, row.end) for row in rows[1:]],
@@ -280,8 +281,19 @@ def _group(rows: Sequence[Row], keep: int, candidate: Candidate, room: "Room") -
         row.flags & abi.VM_ACCESS_FLAGS,
         locked,
         [(max(start, rows[1].start), min(end, rows[-1].end)) for start, end in inside],
-        untouched,
+        _hole(keep, row.end, clip(candidate.runs, keep, row.end)) if not row.anon_vma else (0, 0),
     )
+
+
+def _hole(start: int, end: int, runs: Sequence[pagemap.Run]) -> tuple[int, int]:
+    """A hole of ``[start, end)`` (a mapped zero page, if need be), whole; (0, 0) if there is a page of its own."""
+    if any(not kind & pagemap.ZERO for _, _, kind in runs):
+        return (0, 0)
+    for first, last, _ in runs:
+        if first > start:
+            return start, first
+        start = last
+    return (start, end) if start < end else (runs[0].start, runs[0].start + abi.PAGE_SIZE)
 
 
 class NoRoom(Exception):

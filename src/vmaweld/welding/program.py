@@ -51,7 +51,8 @@ class Group(NamedTuple):
     prot: PROT_* bits of all of them.
     locked: flags for mlock2 to put back (0: mlock, 1: on fault), or -1 where nothing is locked.
     populate: ranges that get a write fault each first, so that their pages are this process's own.
-    untouched: A has no page in the kept stretch and may have no anon_vma: give it one.
+    untouched: a hole in the kept stretch, where A has no pages of its own there and may have no anon_vma: it gets one
+        by a write to the hole. (0, 0): not needed.
     """
 
     keep: int
@@ -60,7 +61,7 @@ class Group(NamedTuple):
     prot: int
     locked: int = -1
     populate: Sequence[tuple[int, int]] = ()
-    untouched: bool = False
+    untouched: tuple[int, int] = (0, 0)
 
     @property
     def end(self) -> int:
@@ -75,12 +76,14 @@ class Outcome(NamedTuple):
         nothing could be folded.
     step, error: the first call that failed and its errno; "" and 0 where none did.
     complete: False where the calls that put things back failed too, so that the group is half done.
+    locked: what was mlocked is so again.
     """
 
     reached: int
     step: str
     error: int
     complete: bool
+    locked: bool = True
 
 
 def _failed(result: int) -> bool:
@@ -108,7 +111,7 @@ class Program:
         self.words = array("q")
         self.steps: list[str] = []
         self._fixes: list[tuple[int, int, _Label, int]] = []  # word, count (an entry apart), label, bytes to add
-        self._groups: list[tuple[Group, int, int, int]] = []  # group, first entry, first move, end entry
+        self._groups: list[tuple[Group, int, int, int, list[int]]] = []  # first entry, first move, end entry, locks
         self._base = _Label()
         self._here(self._base)
         self._close, self._stop = _Label(), _Label()
@@ -165,7 +168,9 @@ class Program:
                 return (self.steps[at], -error), []
         return ("", 0), [self._outcome(words, *group) for group in self._groups]
 
-    def _outcome(self, words: "array[int]", group: Group, first: int, moves: int, end: int) -> Outcome:
+    def _outcome(
+        self, words: "array[int]", group: Group, first: int, moves: int, end: int, locks: Sequence[int]
+    ) -> Outcome:
         if not words[first * mc.WORDS + mc.RESULT]:
             return Outcome(group.pieces[0][0], "not run", 0, True)
         reached = words[end * mc.WORDS + mc.EXTRA]
@@ -181,10 +186,10 @@ class Program:
             worst = min(results)
             if worst < 0:
                 step, error = "move", -worst
+        locked = not group.prot or not any(_failed(words[at * mc.WORDS + mc.RESULT]) for at in locks)
         if reached:
-            return Outcome(group.keep + reached, step, error, True)
-        untouched = step == "reserve"
-        return Outcome(group.pieces[0][0], step, error, untouched)
+            return Outcome(group.keep + reached, step, error, True, locked)
+        return Outcome(group.pieces[0][0], step, error, step == "reserve", locked)
 
     # Entries
 
@@ -263,6 +268,7 @@ class Program:
         unmap, relock, tighten, unregister = _Label(), _Label(), _Label(), _Label()
         finish, settle, home, stuck, end = _Label(), _Label(), _Label(), _Label(), _Label()
         first = len(self.steps)
+        locks: list[int] = []
 
         self.call("reserve", syscalls.NR_MMAP, (spare, total, abi.PROT_NONE, _RESERVE, -1, 0), end)
         if group.locked >= 0:
@@ -271,10 +277,11 @@ class Program:
             self.call("mprotect", syscalls.NR_MPROTECT, (keep, total, wide), tighten)
         for start, stop in group.populate:
             self.call("populate", syscalls.NR_MADVISE, (start, stop - start, abi.MADV_POPULATE_WRITE))
-        if group.untouched:
+        hole, hole_end = group.untouched
+        if hole:
             # A write fault prepares the anon_vma, and the VMA keeps it when the page goes again.
-            self.call("touch", syscalls.NR_MADVISE, (keep, abi.PAGE_SIZE, abi.MADV_POPULATE_WRITE))
-            self.call("drop", syscalls.NR_MADVISE, (keep, kept, abi.MADV_DONTNEED))
+            self.call("touch", syscalls.NR_MADVISE, (hole, abi.PAGE_SIZE, abi.MADV_POPULATE_WRITE))
+            self._twice("drop", syscalls.NR_MADVISE, (hole, hole_end - hole, abi.MADV_DONTNEED))
         missing = abi.UFFDIO_REGISTER_MODE_MISSING
         self.add("register", mc.CONTROL, REGISTER, (keep, total, missing), unregister)
         self.call(
@@ -293,7 +300,7 @@ class Program:
 
         self._here(finish)  # V: how far pages have moved; W: where the piece that failed begins
         self._back(group, stuck)
-        self.call("cut", syscalls.NR_MUNMAP, (spare, total), modes=(mc.PLUS_V, mc.MINUS_V))
+        self._twice("cut", syscalls.NR_MUNMAP, (spare, total), modes=(mc.PLUS_V, mc.MINUS_V))
 
         self._here(settle)  # T is [spare, spare + V), all of it A's
         self.add("unregister spare", mc.CONTROL, UNREGISTER, (spare, 0), modes=(0, mc.PLUS_V))
@@ -310,7 +317,7 @@ class Program:
         self._here(home)
         self.add("wake", mc.CONTROL, WAKE, (keep, total))
         if group.locked >= 0:
-            self._must("mlock", syscalls.NR_MLOCK2, (keep, total, group.locked), stuck)
+            locks.append(self._lock(keep, total, group.locked))
         at = self.add("", mc.STORE, 0, (0,), modes=(mc.PLUS_V,))
         self._fix(at, mc.NUMBER, end, mc.EXTRA * 8)
         self.add("", mc.JUMP, on_error=end)
@@ -323,9 +330,9 @@ class Program:
             self._must("protect again", syscalls.NR_MPROTECT, (keep, total, prot), stuck)
         self._here(relock)
         if group.locked >= 0:
-            self._must("mlock again", syscalls.NR_MLOCK2, (keep, total, group.locked), stuck)
+            locks.append(self._lock(keep, total, group.locked))
         self._here(unmap)
-        self.call("release", syscalls.NR_MUNMAP, (spare, total))
+        self._twice("release", syscalls.NR_MUNMAP, (spare, total))
         at = self.add("", mc.STORE, 0, (kept,))
         self._fix(at, mc.NUMBER, end, mc.EXTRA * 8)
         self.add("", mc.JUMP, on_error=end)
@@ -339,7 +346,21 @@ class Program:
 
         self._here(end)
         last = self.add("", mc.SET, 0, (0, 0))
-        self._groups.append((group, first, moves, last))
+        self._groups.append((group, first, moves, last, locks))
+
+    def _lock(self, start: int, length: int, flags: int) -> int:
+        """Lock again; returns the index of the last try. Locked it is even if nothing can be read in (PROT_NONE)."""
+        return self._twice("mlock", syscalls.NR_MLOCK2, (start, length, flags))
+
+    def _twice(self, step: str, number: int, arguments: Sequence[int], *, modes: Sequence[int] = ()) -> int:
+        """A call that goes on even if it fails a second time; returns the index of that one."""
+        again, done = _Label(), _Label()
+        self.call(step, number, arguments, again, modes=modes)
+        self.add("", mc.JUMP, on_error=done)
+        self._here(again)
+        last = self.call(step, number, arguments, modes=modes)
+        self._here(done)
+        return last
 
     def _moves(self, group: Group, finish: _Label) -> int:
         """One MOVE a piece; returns the index of the first."""

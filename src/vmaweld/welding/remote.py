@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import procfs, snapshots
+from vmaweld.kernel import pagemap, procfs, snapshots
 from vmaweld.kernel.errors import ProcessGone
 from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.snapshot import Row, Snapshot
@@ -194,6 +194,7 @@ class _Weld:
                 raise HalfDone("the contents differ after the weld, which must never happen: please report it")
         report.closed += folded.closed
         report.pages += folded.pages
+        report.warnings += folded.warnings
         report.copied += sum(candidate.shared for candidate in candidates) if options.unshare else 0
         self._failed.update(folded.failed)
         report.left = [*made.left, *(plan.Left(at, at, 1, why) for at, why in sorted(folded.failed.items()))]
@@ -208,15 +209,22 @@ def _count(pid: int) -> int:
 
 
 def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate]) -> bytes:
-    """A hash of everything in `candidates`, holes and their places included."""
+    """A hash of everything in `candidates` and where it lies; a mapped zero page counts as the hole it is."""
     found = hashlib.blake2b()
+    populated: list[tuple[int, int]] = []
+    for candidate in candidates:
+        for start, end, kind in pages.runs(candidate.rows[0].start, candidate.rows[-1].end):
+            if kind & pagemap.ZERO:
+                continue
+            if populated and populated[-1][1] == start:
+                start = populated.pop()[0]
+            populated.append((start, end))
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for candidate in candidates:
-            for start, end, kind in pages.runs(candidate.rows[0].start, candidate.rows[-1].end):
-                found.update(b"%d %d %d;" % (start, end, kind & 1))
-                for at in range(start, end, _CHUNK):
-                    found.update(os.pread(fd, min(_CHUNK, end - at), at))
+        for start, end in populated:
+            found.update(b"%d %d;" % (start, end))
+            for at in range(start, end, _CHUNK):
+                found.update(os.pread(fd, min(_CHUNK, end - at), at))
     finally:
         os.close(fd)
     return found.digest()

@@ -18,6 +18,7 @@ class Report:
     copied: pages that `unshare` copied, because someone else maps them.
     left: open seams that stay, with reasons.
     repaired: what was put in order that an interrupted weld had left, "" for nothing.
+    warnings: what is no longer as it was before, a line each; empty unless something quite unlikely happened.
     pauses: seconds for which the threads were stopped, one a slice; empty for a weld of the own process.
     """
 
@@ -30,6 +31,7 @@ class Report:
     copied: int = 0
     left: Sequence[Left] = ()
     repaired: str = ""
+    warnings: list[str] = field(default_factory=list)
     pauses: list[float] = field(default_factory=list)
 
     @property
@@ -46,9 +48,16 @@ class Report:
             "pages_moved": self.pages,
             "pages_copied": self.copied,
             "repaired": self.repaired,
+            "warnings": self.warnings,
             "pauses_ms": [round(pause * 1e3, 3) for pause in self.pauses],
             "left": [
-                {"start": f"{left.start:#x}", "end": f"{left.end:#x}", "seams": left.seams, "reason": left.reason}
+                {
+                    "start": f"{left.start:#x}",
+                    "end": f"{left.end:#x}",
+                    "seams": left.seams,
+                    "reason": left.reason,
+                    "shared_pages": left.pages,
+                }
                 for left in self.left
             ],
         }
