@@ -69,18 +69,21 @@ class Sampler:
             time.sleep(0.001)
         self._take(pid)
 
-    def _take(self, pid: int) -> None:
+    def _take(self, pid: int) -> bool:
+        """Take one now. False where the process was seen to be busy meanwhile: such a snapshot has no exact place."""
+        faults = _faults(pid)
         begin = self._clock()
         try:
             snapshot = snapshots.take(pid)
         except (KernelError, OSError):
-            return
+            return True
         end = self._clock()
-        if not snapshot.consistent:
-            return
+        if not snapshot.consistent or faults != _faults(pid):
+            return False
         with self._lock:
             self._samples.append(Sample(begin, end, snapshot))
             self._rows += len(snapshot.rows)
+        return True
 
     def _run(self) -> None:
         due: dict[tuple[int, str], tuple[float, float]] = {}  # pid and program -> (when next, interval after that)
@@ -89,11 +92,20 @@ class Sampler:
             for pid in descendants(self._root):
                 key = pid, _program(pid)
                 when, interval = due.get(key, (began, _FIRST_INTERVAL * self._tick))
-                if when <= began:
-                    self._take(pid)
+                if when <= began and self._take(pid):
                     due[key] = began + interval, 2 * interval
             spent = time.monotonic() - began
             self._stop.wait(max(self._tick, spent / _MAX_SHARE))
+
+
+def _faults(pid: int) -> list[bytes]:
+    """How many page faults all threads of `pid` have taken: minor ones, major ones."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            fields = stream.read().rpartition(b") ")[2].split()
+    except OSError:
+        return []
+    return [fields[7], fields[9]]
 
 
 def _program(pid: int) -> str:
