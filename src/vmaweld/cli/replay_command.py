@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import NO, USAGE, console, fail
+from vmaweld.cli.common import NO, USAGE, console, fail, print_json
 from vmaweld.cli.record_command import ProgressBar
 from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.study.answer import Answer
-from vmaweld.study.as_json import answer_data, fidelity_data, json_text
+from vmaweld.study.as_json import answer_data, fidelity_data
 from vmaweld.study.fidelity import check
 from vmaweld.study.policies import known_policies, study_policies
 from vmaweld.study.tally import replay
@@ -100,7 +100,7 @@ def command(
             else:
                 answer = replay_for_terminal(trace, base or "linux-5.17", policies)
                 if as_json:
-                    click.echo(json_text(answer_data(answer)), nl=False)
+                    print_json(answer_data(answer))
                 else:
                     out = console()
                     print_answer(answer, out)
@@ -130,7 +130,7 @@ def _check(trace: Trace, name: str | None, threshold: float, as_json: bool) -> N
         fidelity = check(trace, policy=policy, progress=lambda done, total: progress("comparing", done, total))
     data = fidelity_data(fidelity, threshold)
     if as_json:
-        click.echo(json_text(data), nl=False)
+        print_json(data)
     else:
         print_fidelity(fidelity, threshold, console())
     if not data["passed"]:

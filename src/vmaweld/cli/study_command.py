@@ -11,11 +11,11 @@ from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import NO, USAGE, console, fail
+from vmaweld.cli.common import NO, USAGE, console, fail, print_json
 from vmaweld.cli.record_command import record_for_terminal
 from vmaweld.cli.replay_command import replay_for_terminal
 from vmaweld.policy import PolicyError
-from vmaweld.study.as_json import answer_data, json_text
+from vmaweld.study.as_json import answer_data
 from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
 from vmaweld.study.text import print_answer
 from vmaweld.trace.recorder import RECORDERS
@@ -80,7 +80,7 @@ def _study(path: Path, base: str | None, policies: tuple[str, ...], as_json: boo
     except TraceError as error:
         fail(str(error), NO)
     if as_json:
-        click.echo(json_text(answer_data(answer)), nl=False)
+        print_json(answer_data(answer))
     else:
         print_answer(answer, console())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -13,18 +12,6 @@ from vmaweld.study.replay import Lane
 
 SCHEMA: Final = 1
 """Raised when a key goes away or changes its meaning; new keys may come at any time."""
-
-
-def json_text(data: Mapping[str, object]) -> str:
-    """`data` as JSON: a line a key, and a line an element of a list of objects."""
-    lines = []
-    for key, value in data.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            elements = ",\n    ".join(json.dumps(element) for element in value)
-            lines.append(f"  {json.dumps(key)}: [\n    {elements}\n  ]")
-        else:
-            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def percent(part: int, whole: int) -> float:
