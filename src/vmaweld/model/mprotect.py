@@ -103,10 +103,10 @@ def _protect(space: AddressSpace, vma: VMA, start: int, end: int, flags: int) ->
     if flags & VM_WRITE:
         if not old & _NOT_TO_ACCOUNT:
             flags |= VM_ACCOUNT
-    elif old & VM_ACCOUNT and vma.anonymous and vma.anon_vma is None and space.machine.policy.unaccount_unfaulted:
+    elif old & VM_ACCOUNT and vma.anon_vma is None and space.machine.policy.unaccount_unfaulted and vma.anonymous:
         flags &= ~VM_ACCOUNT
     vma = space.modify(vma, start, end, flags)
-    if flags & VM_WRITE and old & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED:
+    if old & VM_LOCKED and flags & VM_WRITE and not old & (VM_WRITE | VM_SHARED):
         populate(space, start, end, ignore_errors=True)
     return vma
 
