@@ -79,6 +79,22 @@ $(COMPILED)/ready: $(READY) $(MODULES)
 	$(BIN)/python setup.py -q build --build-lib $(COMPILED) --build-temp build/temp
 	touch $@
 
+.PHONY: bench
+bench: $(COMPILED)/ready  ## The model against the running kernel, in under a minute
+	$(BIN)/python benchmarks/model.py
+
+.PHONY: verify-long
+verify-long: $(READY)  ## A million random events on the model and on the running kernel (root)
+	$(BIN)/vmaweld verify --events 1000000
+
+.PHONY: verify-guests
+verify-guests: $(READY)  ## 50,000 random events each on Debian kernels in virtual machines
+	for kernel in 5.10 6.1 6.12 7.2; do $(BIN)/vmaweld verify --guest $$kernel --events 50000 || exit; done
+
+.PHONY: samples
+samples: $(READY)  ## Record the sample traces anew
+	$(BIN)/python examples/record_samples.py
+
 .PHONY: wheel
 wheel: $(READY)  ## Build the wheel that users install, into dist/
 	rm -rf build/lib* build/bdist*
