@@ -182,7 +182,8 @@ class ProcessList(Screen[None]):
             yield Static("counting ...", id="summary", markup=False)
             yield Static("", id="note", markup=False)
             yield DataTable[Text](id="processes", cursor_type="row")
-            yield Input(placeholder="name, user or pid; Enter keeps, Escape clears", id="filter")
+            # Selecting when the focus event comes would lose what was typed before it came.
+            yield Input(placeholder="name, user or pid; Enter keeps, Escape clears", id="filter", select_on_focus=False)
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
@@ -276,6 +277,7 @@ class ProcessList(Screen[None]):
         entry = self.query_one("#filter", Input)
         entry.add_class("shown")
         entry.value = self._only
+        entry.action_select_all()
         entry.focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
