@@ -135,7 +135,8 @@ def test_procfs_hides_what_it_cannot_know(unlike: Holder) -> None:
     row = within(snapshot, base, 1)[0]
     assert (row.pgoff, row.anon_vma, row.chain, row.mempolicy, row.uffd) == (None, None, None, None, None)
     assert row.flags == abi.VM_READ | abi.VM_WRITE
-    assert procfs.read_maps(unlike.pid, flags=True).rows[-1].flags & abi.VM_GROWSDOWN
+    rows = procfs.read_maps(unlike.pid, flags=True).rows
+    assert [row.name for row in rows if row.flags & abi.VM_GROWSDOWN] == ["[stack]"]
 
 
 def test_names_with_newlines_and_escapes(tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ os.setgroups([]); os.setgid(65534); os.setuid(65534)
 from vmaweld.kernel import snapshots
 from vmaweld.kernel.errors import NotPermitted
 works, reason = snapshots.bpf_available()
-assert not works and "CAP_BPF" in reason, reason
+assert not works and ("CAP_BPF" in reason or "5.12" in reason), reason
 try:
     snapshots.take(int(sys.argv[1]))
 except NotPermitted as error:

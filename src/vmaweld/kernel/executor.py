@@ -16,6 +16,8 @@ What events mean here:
 - UFFD_REGISTER makes the context of that number where the process has none. After a fork the child has no contexts.
   UFFD_MOVE uses the context that its target is registered with, goes on after a partial move, and answers 0 or
   ``-errno``.
+- MLOCKALL with MCL_CURRENT is refused before Linux 5.18 (`can_lock_current`): to unlock the filled-up space, such a
+  kernel would look at every page of it, for hours.
 - BRK works where `brk` was given: the program break is then moved into the arena (CONFIG_CHECKPOINT_RESTORE).
 - MMAP of a file: names that begin with "/memfd:" are memfds, others unlinked temporary files; each is opened once, for
   all processes, and as large as the arena. SHMAT: one segment for each name and length, gone with the executor.
@@ -39,6 +41,7 @@ from vmaweld.abi import (
     CLONE_VM,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MCL_CURRENT,
     MREMAP_FIXED,
     PAGE_SHIFT,
     PROT_EXEC,
@@ -57,6 +60,7 @@ ARENA_LOW: Final = 0x6000_0000_0000
 ARENA_SIZE: Final = 1 << 30
 
 _BATCH: Final = 1024
+_START_TIMEOUT: Final = 30.0
 _SHM_RDONLY, _SHM_REMAP, _SHM_EXEC = 0o10000, 0o40000, 0o100000
 _IPC_RMID: Final = 0
 _ALL: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -122,12 +126,19 @@ class Executor:
         self._errors = os.memfd_create("vmaweld-errors")
         self._make_files()
         self._control, theirs = socket.socketpair()
-        self._control.settimeout(timeout)
+        self._control.settimeout(max(timeout, _START_TIMEOUT))
         with theirs:
             self._zygote = self._spawn(theirs.fileno(), brk or 0)
-        self._scratch, moved = child.HELLO.unpack(self._receive(self._control, child.HELLO.size, "starting"))
+        try:
+            hello = self._receive(self._control, child.HELLO.size, "starting")
+        except ExecutorError:
+            self.close()
+            raise
+        self._scratch, moved = child.HELLO.unpack(hello)
         self.can_brk: bool = bool(moved)
         """BRK events can be run."""
+        self.can_lock_current: bool = _kernel_version() >= (5, 18)
+        """MLOCKALL events with MCL_CURRENT can be run."""
 
     @property
     def exact(self) -> bool:
@@ -420,10 +431,11 @@ class Executor:
 
     def _hung(self, what: str, process: _Process | None) -> NoReturn:
         pid = process.pid if process else self._zygote.pid
-        name = self._forget(process)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        raise ExecutorError(f"{name} did not answer within {self._timeout:g} s and was ended: {what}")
+        limit = (process.sock if process else self._control).gettimeout()
+        name = self._forget(process)
+        raise ExecutorError(f"{name} did not answer within {limit:g} s and was ended: {what}")
 
     def _died(self, what: str, process: _Process | None) -> NoReturn:
         name = self._forget(process)
@@ -486,6 +498,8 @@ class Executor:
         return child.CALL, b"", (syscalls.NR_MLOCK, event.addr, event.length)
 
     def _mlockall(self, event: Event) -> _Command:
+        if event.flags & MCL_CURRENT and not self.can_lock_current:
+            raise ValueError("mlockall(MCL_CURRENT) cannot be undone here in any reasonable time (Linux before 5.18)")
         return child.CALL, b"", (syscalls.NR_MLOCKALL, event.flags)
 
     def _munlockall(self, _event: Event) -> _Command:
@@ -590,6 +604,11 @@ class Executor:
             return row.file
         inode, device = row.file_id >> 32, row.file_id & 0xFFFF_FFFF
         return self._names.get((device, inode)) or f"{row.file}#{inode}"
+
+
+def _kernel_version() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(digit for digit in minor if digit.isdigit()))
 
 
 _RANGE_CALLS: Final = {ev.MUNMAP: syscalls.NR_MUNMAP, ev.MUNLOCK: syscalls.NR_MUNLOCK, ev.MSEAL: syscalls.NR_MSEAL}

@@ -63,7 +63,9 @@ _EINVAL, _EAGAIN, _EFAULT = 22, 11, 14
 _NR_READ, _NR_MMAP, _NR_IOCTL, _NR_PWRITE, _NR_READV, _NR_PWRITEV = 0, 9, 16, 18, 19, 296
 _NR_PRCTL, _NR_UNSHARE, _NR_BPF, _NR_USERFAULTFD = 157, 272, 321, 323
 _CLONE_NEWIPC: Final = 0x0800_0000
-_UFFD_FLAGS: Final = 0o2000000 | 0o4000 | 1  # O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY
+_UFFD_FLAGS: Final = 0o2000000 | 0o4000  # O_CLOEXEC | O_NONBLOCK
+_UFFD_USER_MODE_ONLY: Final = 1  # 5.11
+_UFFD_FEATURE_SIGBUS: Final = 1 << 7
 _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER, _UFFDIO_MOVE = 0xC018AA3F, 0xC020AA00, 0x8010AA01, 0xC028AA05
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -111,8 +113,8 @@ class Served:
         """Read or write one byte of every page, in order, as the kernel does it for read(2) and write(2).
 
         copy_from_user() and clear_user() fault just as an instruction of the program would, through handle_mm_fault()
-        with or without the write flag, but end with EFAULT where a program would die; and a userfaultfd made with
-        UFFD_USER_MODE_ONLY, which would block a program, answers EFAULT to them too. process_vm_readv(2) would not
+        with or without the write flag, but end with EFAULT where a program would die; and a userfaultfd with
+        UFFD_FEATURE_SIGBUS, as made here, answers EFAULT to them too, and never blocks. process_vm_readv(2) would not
         do: it pins pages, and so unshares a page that fork shared on a mere read. Nor would /proc/PID/mem, which
         writes to read-only memory.
         """
@@ -146,10 +148,12 @@ class Served:
         """UFFDIO_REGISTER; the context is made where there is none of that number."""
         descriptor = self.contexts.get(context, -1)
         if descriptor < 0:
-            descriptor = call(_NR_USERFAULTFD, _UFFD_FLAGS)
+            descriptor = call(_NR_USERFAULTFD, _UFFD_FLAGS | _UFFD_USER_MODE_ONLY)
+            if descriptor == -_EINVAL:
+                descriptor = call(_NR_USERFAULTFD, _UFFD_FLAGS)
             if descriptor < 0:
                 return descriptor
-            answer = self._ioctl(descriptor, _UFFDIO_API, struct.pack("<QQQ", 0xAA, 0, 0))
+            answer = self._ioctl(descriptor, _UFFDIO_API, struct.pack("<QQQ", 0xAA, _UFFD_FEATURE_SIGBUS, 0))
             if answer < 0:
                 os.close(descriptor)
                 return answer

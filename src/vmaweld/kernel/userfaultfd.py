@@ -28,14 +28,18 @@ _MOVE: Final = 0xC028AA05
 class Userfaultfd:
     """A userfaultfd of this process.
 
-    user_mode_only: only faults from user code are reported, which unprivileged users may ask for (since 5.11).
+    user_mode_only: only faults from user code are reported, which unprivileged users may ask for (since 5.11; all
+        faults before).
     features: wanted UFFD_FEATURE_* bits; the kernel refuses those it lacks.
     Every method raises OSError with errno and a message that names the call.
     """
 
     def __init__(self, *, user_mode_only: bool = True, features: int = 0) -> None:
         flags = os.O_CLOEXEC | os.O_NONBLOCK | (UFFD_USER_MODE_ONLY if user_mode_only else 0)
-        self.fd = syscalls.check(syscalls.raw(syscalls.NR_USERFAULTFD, flags), f"userfaultfd({flags:#x})")
+        result = syscalls.raw(syscalls.NR_USERFAULTFD, flags)
+        if result == -errno.EINVAL and user_mode_only:  # before 5.11
+            result = syscalls.raw(syscalls.NR_USERFAULTFD, flags & ~UFFD_USER_MODE_ONLY)
+        self.fd = syscalls.check(result, f"userfaultfd({flags:#x})")
         try:
             answer = self._ioctl(
                 _API, struct.pack("<QQQ", UFFD_API, features, 0), f"UFFDIO_API(features={features:#x})"

@@ -315,7 +315,7 @@ class AddressSpace:
         self.pages.fork_into(child.pages, vma.start, vma.end)
 
     def file_end(self, vma: VMA) -> int:
-        """The address in `vma` past which its file has no pages, so that touching is SIGBUS; its end if none is known."""
+        """The address in `vma` past which its file has no pages (touching is SIGBUS); its end if none is known."""
         pages = self.machine.file_pages.get(vma.file, -1) if vma.file else -1
         if pages < 0:
             return vma.end

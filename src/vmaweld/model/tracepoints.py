@@ -78,9 +78,7 @@ class MergeRecord:
         borders = []
         if self.prev_obstacles and not self.prev_obstacles & ~SOFT:
             borders.append(self.start)
-        if self.next_obstacles and not self.next_obstacles & ~SOFT:
-            borders.append(self.end)
-        elif self.both_answer == AV_MERGE_FAILED:
+        if (self.next_obstacles and not self.next_obstacles & ~SOFT) or self.both_answer == AV_MERGE_FAILED:
             borders.append(self.end)
         return borders
 

@@ -35,6 +35,8 @@ FileIdentity = tuple[int, int, int]
 """(major, minor, inode)."""
 
 STACK: Final = "[stack]"
+ANONYMOUS: Final = "//anon"
+"""How the kernel calls memory without a file when it announces it."""
 CLONE_FILES: Final = 0x400
 _EFFECT_BEFORE_EXIT: Final = ("munmap", "mremap")
 _HIGHEST_32_BIT: Final = 1 << 32
@@ -134,12 +136,22 @@ class Assembler:
     root: pid of the recorded command; nothing of it counts before its first exec.
     special_flags: ``VM_*`` of ``[vdso]`` and the like on this kernel.
     nodes: memory nodes of the machine as a list ("0" or "0-3"), for mbind's policy text.
+    begin: the time that becomes 0.
     losses: counts of what is known not to be seen, by cause.
     """
 
-    def __init__(self, emit: Emit, root: int, *, special_flags: dict[str, int] | None = None, nodes: str = "0") -> None:
+    def __init__(
+        self,
+        emit: Emit,
+        root: int,
+        *,
+        special_flags: dict[str, int] | None = None,
+        nodes: str = "0",
+        begin: int = 0,
+    ) -> None:
         self._emit = emit
         self._root = root
+        self._begin = begin
         self._special = SPECIAL_FLAGS if special_flags is None else special_flags
         self._nodes = nodes
         self._processes: dict[int, _Process] = {}
@@ -161,6 +173,8 @@ class Assembler:
                 process.file_calls[tid] = name, arguments
             return
         space = process.space
+        if space.foreign:
+            return
         space.last_time = time
         call = space.calls[tid] = _Call(name, arguments)
         if name == "mmap" and not arguments[3] & abi.MAP_ANONYMOUS:
@@ -172,35 +186,41 @@ class Assembler:
         process = self._processes.get(pid)
         if process is None:
             return
-        if name in open_files.NAMES:
-            begun, arguments = process.file_calls.pop(tid, ("", ()))
-            if begun == name:
-                process.files.left(name, arguments, result)
-            return
         space = process.space
-        space.last_time = time
-        if process.exec is not None:
-            self.execed(time, pid, "")
         call = space.calls.pop(tid, None)
-        if call is None or space.foreign:
+        if call is None or call.name != name:
+            self._leave_other(time, process, tid, call, name, result)
             return
-        if call.name != name:  # a record got lost between
-            if call.entry is not None:
-                call.entry.known = True
-                self._drain(space)
-            return
+        space.last_time = time
         event = self._event(process, call, result, file)
         if event is not None:
             event.time = time
         elif name == "userfaultfd" and result >= 0:
             self.count("userfaultfd")
-        if call.entry is not None:
-            call.entry.event = event
-            call.entry.known = True
+        entry = call.entry
+        if entry is not None:
+            entry.event = event
+            entry.known = True
+            self._drain(space)
         elif event is not None:
-            self._settle_before(space, event)
-            space.queue.append(_Entry(event, True))
-        self._drain(space)
+            if space.calls:
+                self._settle_before(space, event)
+            self._add(space, event)
+
+    def _leave_other(self, time: int, process: _Process, tid: int, call: _Call | None, name: str, result: int) -> None:
+        """Leaving a call that has not been entered as one on memory: an exec's, one on descriptors, after a loss."""
+        space = process.space
+        if call is not None and call.entry is not None:  # this one's end got lost
+            call.entry.known = True
+            self._drain(space)
+        if name in open_files.NAMES:
+            begun, arguments = process.file_calls.pop(tid, ("", ()))
+            if begun == name:
+                process.files.left(name, arguments, result)
+            return
+        space.last_time = time
+        if process.exec is not None:
+            self.execed(time, process.pid, "")
 
     def fault(self, time: int, pid: int, address: int, write: bool) -> None:
         """A page fault at `address` by a thread of `pid`, in user or kernel mode."""
@@ -230,7 +250,7 @@ class Assembler:
         if process is None:
             return
         space = process.space
-        anonymous = name == "//anon" or name.startswith("[")
+        anonymous = name == ANONYMOUS or name.startswith("[")
         if process.exec is not None:
             file = name if name.startswith("[") else ""
             if not anonymous:
@@ -259,8 +279,9 @@ class Assembler:
             if call.opened is not None and not anonymous:
                 call.file = _identify(space, name, identity, call.opened)
             if call.name in ("mmap", "brk", "mprotect", "pkey_mprotect", "shmat", "remap_file_pages"):
-                call.entry = _Entry(None, False)
-                space.queue.append(call.entry)
+                if len(process.threads) > 1 or len(space.users) > 1:  # else nobody is there to come between
+                    call.entry = _Entry(None, False)
+                    space.queue.append(call.entry)
             elif call.name == "io_setup":
                 flags_of = self._place_flags(prot, flags, name) | abi.VM_DONTEXPAND
                 place = Event(events.PLACE, pid, addr=addr, length=length, flags=flags_of, file=name, time=time)
@@ -487,6 +508,16 @@ class Assembler:
                 call.entry = _Entry(None, False)
                 space.queue.append(call.entry)
 
+    def _add(self, space: _Space, event: Event) -> None:
+        """`event` happens now: behind what waits, or at once."""
+        if space.queue or space.blocked:
+            space.queue.append(_Entry(event, True))
+            self._drain(space)
+            return
+        if space.writes is not None or space.reads is not None:
+            self._settle_faults(space)
+        self._send(event)
+
     def _drain(self, space: _Space) -> None:
         queue = space.queue
         while queue and queue[0].known and not space.blocked:
@@ -509,9 +540,11 @@ class Assembler:
         if run is not None:
             end = run.addr + run.length
             if run.pid == pid and run.addr <= addr + length and addr <= end:
-                low = min(run.addr, addr)
-                run.length = max(end, addr + length) - low
-                run.addr = low
+                if addr + length > end:
+                    run.length = addr + length - run.addr
+                if addr < run.addr:
+                    run.length += run.addr - addr
+                    run.addr = addr
                 return
             self._send(run)
         run = Event(op, pid, addr=addr, length=length, time=time)
@@ -530,7 +563,11 @@ class Assembler:
 
     def _send(self, event: Event) -> None:
         # The order is what is true; an event that had to wait takes the time at which it could be told.
-        event.time = self._emitted = max(self._emitted, event.time)
+        if event.time < self._emitted:
+            event.time = self._emitted
+        else:
+            self._emitted = event.time
+        event.time -= self._begin
         self._emit(event)
 
     def _place_flags(self, prot: int, flags: int, name: str) -> int:

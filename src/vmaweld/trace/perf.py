@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.events import Event
 from vmaweld.kernel import snapshots
 from vmaweld.kernel.errors import KernelError
 from vmaweld.trace import open_files, perf_data
@@ -201,12 +200,7 @@ class PerfRecorder:
         Raises RecorderError where perf left nothing that can be read.
         """
         begin = self._begin
-
-        def emit(event: Event) -> None:
-            event.time -= begin
-            writer.append(event)
-
-        assembler = Assembler(emit, root, special_flags=special_flags(), nodes=nodes())
+        assembler = Assembler(writer.append, root, special_flags=special_flags(), nodes=nodes(), begin=begin)
         try:
             data = perf_data.PerfData(self._data)
             feed(

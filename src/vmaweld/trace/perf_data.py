@@ -64,6 +64,8 @@ _SAMPLE_IDENTIFIER: Final = 1 << 16
 
 _HEADER: Final = Struct("<8sQQQQQQQQ4Q")
 _RECORD_HEAD: Final = Struct("<IHH")
+_MMAP2: Final = Struct("<IIQQQIIQQII")
+_WORD: Final = Struct("<Q")
 _time_of: Final = itemgetter(0)
 
 
@@ -82,6 +84,7 @@ class PerfData:
         self.losses = 0
         self.truncated = False
         self._path = Path(path)
+        self._names: dict[bytes, str] = {}
         with self._path.open("rb") as stream:
             try:
                 self._data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -139,7 +142,7 @@ class PerfData:
         data = self._data
         samples = self._samples
         head = _RECORD_HEAD.unpack_from
-        identifier = Struct("<Q").unpack_from
+        identifier = _WORD.unpack_from
         place = self._start
         end = self._end
         pending: list[Record] = []
@@ -173,7 +176,7 @@ class PerfData:
         progress(self.size)
 
     def _other(self, kind: int, misc: int, place: int, size: int) -> Record | None:
-        data = self._data
+        data: Any = self._data
         if kind == _RECORD_LOST:
             self.losses += unpack_from("<Q", data, place + 16)[0]
             return None
@@ -184,15 +187,16 @@ class PerfData:
             return None
         if kind not in (_RECORD_MMAP2, _RECORD_FORK, _RECORD_EXIT, _RECORD_COMM):
             return None
-        trailer = self._trailers.get(unpack_from("<Q", data, place + size - 8)[0])
+        trailer = self._trailers.get(_WORD.unpack_from(data, place + size - 8)[0])
         if trailer is None:  # made up by perf itself for what ran before, not by the kernel
             return None
-        time = unpack_from("<Q", data, place + size - trailer + 8)[0]
+        time = _WORD.unpack_from(data, place + size - trailer + 8)[0]
         if kind == _RECORD_MMAP2:
-            pid, tid, addr, length, pgoff, major, minor, inode, _, prot, flags = unpack_from(
-                "<IIQQQIIQQII", data, place + 8
-            )
-            name = bytes(data[place + 72 : place + size - trailer]).split(b"\0", 1)[0].decode(errors="surrogateescape")
+            pid, tid, addr, length, pgoff, major, minor, inode, _, prot, flags = _MMAP2.unpack_from(data, place + 8)
+            raw = data[place + 72 : place + size - trailer]
+            name = self._names.get(raw)  # few names, many mappings
+            if name is None:
+                name = self._names[raw] = raw.partition(b"\0")[0].decode(errors="surrogateescape")
             return time, MAPPED, pid, tid, addr, length, pgoff, prot, flags, (major, minor, inode), name
         if kind == _RECORD_COMM:
             pid, tid = unpack_from("<II", data, place + 8)

@@ -94,17 +94,12 @@ class StraceRecorder:
     def convert(self, writer: TraceWriter, root: int, samples: list[Sample], progress: Progress) -> None:
         """Turn the log into `writer`'s events. `root` is strace's own pid: the command's is the log's first."""
         size = self._log.stat().st_size if self._log.exists() else 0
-        begin = 0
-
-        def emit(event: Event) -> None:
-            event.time -= begin
-            writer.append(event)
-
         with self._log.open(encoding="utf-8", errors="surrogateescape") as lines:
             first = next(lines, "")
             begin = next((line[1] for line in strace_log.parse([first])), 0)
             lines.seek(0)
-            assembler = Assembler(AssumeWrites(emit), int(first.split(" ", 1)[0]) if first else root)
+            root = int(first.split(" ", 1)[0]) if first else root
+            assembler = Assembler(AssumeWrites(writer.append), root, begin=begin)
             feed = _Feed(assembler, writer, samples, begin)
             for line in strace_log.parse(_counted(lines, lambda count: progress("reading strace's log", count, size))):
                 feed.take(line)
