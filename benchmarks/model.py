@@ -42,6 +42,7 @@ class Contender:
         )
 
     def line(self) -> str:
+        """The next line that it prints; ends the benchmark if there is none."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -49,6 +50,7 @@ class Contender:
         return line.strip()
 
     def ask(self, question: str) -> tuple[int, int]:
+        """Its answer to `question`."""
         assert self._process.stdin is not None
         self._process.stdin.write(question + "\n")
         self._process.stdin.flush()

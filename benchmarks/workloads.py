@@ -125,9 +125,7 @@ def mremap_and_back() -> Workload:
     for i in range(2000):
         addr = BASE + (1 + i * 37 % 1000) * PAGE
         for source, target in ((addr, far), (far, addr)):
-            calls.append(
-                Event(ev.MREMAP, PID, addr=source, length=PAGE, new_length=PAGE, flags=MOVE, new_addr=target)
-            )
+            calls.append(Event(ev.MREMAP, PID, addr=source, length=PAGE, new_length=PAGE, flags=MOVE, new_addr=target))
     return Workload("mremap there and back", "a written page moved away and back", "call", 4000, setup, calls)
 
 
