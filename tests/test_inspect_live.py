@@ -416,6 +416,14 @@ def test_watch_ends_with_the_process() -> None:
     assert all(f" sleep pid={sleeper.pid} vmas=" in line for line in lines[1:])
 
 
+def test_watch_interrupted_is_no_warning() -> None:
+    command = [str(Path(sys.executable).with_name("vmaweld")), "inspect", str(os.getpid()), "--watch", "0.1"]
+    with Started(command, stderr=subprocess.PIPE) as watching:
+        assert f"pid={os.getpid()}" in watching.line()
+        os.kill(watching.pid, signal.SIGINT)
+        assert watching.process.wait(20) == 130
+
+
 def test_watch_warns_and_says_no() -> None:
     with Target("mixed") as target:
         done = vmaweld("inspect", target.pid, "--watch", "0.1", "--warn", "0.01%", "--json")

@@ -83,6 +83,8 @@ def command(
         if watch is not None:
             raise SystemExit(_watch(pid, watch, warn, as_json))
         report = inspect_process(pid)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None  # as a shell does: 1 would say that --warn was reached
     except KernelError as error:
         fail(str(error), UNSUPPORTED if isinstance(error, NotPermitted | NotSupported) else NO)
     # The drawing modules are imported only where they are asked for: starting is a third of what inspect takes.
