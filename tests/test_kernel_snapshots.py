@@ -15,7 +15,7 @@ from conftest import require
 
 from vmaweld import abi
 from vmaweld.kernel import bpf, bpf_program, procfs, snapshots
-from vmaweld.kernel.btf import Btf, BtfError
+from vmaweld.kernel.btf import VMLINUX, Btf, BtfError
 from vmaweld.kernel.errors import NoAddressSpace, NotPermitted, ProcessGone
 from vmaweld.snapshot import Row, Snapshot
 
@@ -319,6 +319,46 @@ def test_a_refused_program_says_what_the_verifier_said(monkeypatch: pytest.Monke
     monkeypatch.setattr(bpf_program, "assemble", lambda *_arguments: bytes([0x95, 0, 0, 0, 0, 0, 0, 0]))
     with pytest.raises(Exception, match="R0 !read_ok"):
         bpf.Program()
+
+
+class _Named(Btf):
+    """A kernel with CONFIG_ANON_VMA_NAME, as far as offsets go: some other pointer stands in for the name's."""
+
+    def offset(self, struct_name: str, path: str) -> int | None:
+        if (struct_name, path) == ("vm_area_struct", "anon_name"):
+            return super().offset("vm_area_struct", "vm_mm")
+        if (struct_name, path) == ("anon_vma_name", "name"):
+            return 4
+        return super().offset(struct_name, path)
+
+
+@pytest.mark.live
+def test_the_verifier_takes_the_program_of_a_kernel_with_anonymous_names() -> None:
+    need_bpf()
+    with bpf.Program(btf=_Named(VMLINUX.read_bytes())) as program, program.watch(os.getpid()) as watch:
+        rows = bpf.parse(os.getpid(), watch.read()).rows
+    assert {row.name for row in rows} >= {"[heap]", "[stack]", "[vdso]"}
+
+
+def test_names_in_records_belong_to_the_row_before() -> None:
+    def record(*words: int) -> bytes:
+        return bpf_program.RECORD.pack(*words, *(0,) * (bpf_program.WORDS - len(words)))
+
+    def named(name: bytes) -> bytes:
+        return bpf_program.NAME_TAG.to_bytes(8, "little") + name.ljust(bpf_program.NAME_BYTES, b"\0")
+
+    kind = bpf_program.KIND_NAMED << 8
+    records = (
+        record(0x1000, 0x2000, 3, 1, 0, kind)
+        + named(b"buffer pool")
+        + record(0x2000, 0x3000, 3, 2)
+        + record(0x3000, 0x4000, 0x8B, 0, 0, kind, 99, 7, 1)
+        + named(b"ring")
+        + record(0x5000, 0x6000, 0x44, 0, 0, bpf_program.KIND_SPECIAL << 8)
+        + named(b"[vdso]")
+    )
+    rows = bpf.parse(1, records, file_name=lambda *_row: "/memfd:x").rows
+    assert [row.name for row in rows] == ["[anon:buffer pool]", "", "[anon_shmem:ring]", "[vdso]"]
 
 
 def test_btf_that_is_no_btf() -> None:
