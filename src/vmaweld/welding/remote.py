@@ -12,11 +12,11 @@ from types import FrameType
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import pagemap, procfs, snapshots
+from vmaweld.kernel import pagemap, procfs
 from vmaweld.kernel.errors import ProcessGone
 from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.snapshot import Row, Snapshot
-from vmaweld.welding import plan, residue, seccomp, support
+from vmaweld.welding import plan, policies, residue, seccomp, support
 from vmaweld.welding.errors import HalfDone
 from vmaweld.welding.folding import fold
 from vmaweld.welding.pace import Pace
@@ -50,7 +50,7 @@ class Options:
 def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
     """What a weld of `pid` would do now, nothing stopped for it. Raises Refused, NotPermitted, ProcessGone."""
     support.check_other(pid)
-    snapshot = snapshots.take(pid)
+    snapshot = policies.take(pid)
     with Pagemap(pid) as pages:
         return snapshot, plan.make(snapshot, pages, _limits(pid, options, {}))
 
@@ -128,7 +128,7 @@ class _Weld:
     def _slice(self, still: Standstill) -> bool:
         """Weld what there is, or as much as fits into the pause; whether something is left over."""
         first = not self._workshop.address
-        snapshot = snapshots.take(self.pid)
+        snapshot = policies.take(self.pid)
         if first:
             support.check_headroom(len(snapshot.rows))
             residue.let_finish(still, residue.mapped(snapshot.rows))
@@ -139,7 +139,7 @@ class _Weld:
                 seccomp.check(self.pid, puppet.tid)
                 if self._is_residue(snapshot.rows):
                     self.report.repaired = residue.clear(puppet, residue.mapped(snapshot.rows))
-                    snapshot = snapshots.take(self.pid)
+                    snapshot = policies.take(self.pid)
             more = self._fold(still, puppet, snapshot, first)
         except (ProcessGone, HalfDone):
             self._workshop.forget()  # there is nothing left to unmap, or it is what a repair needs

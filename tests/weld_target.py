@@ -1,0 +1,144 @@
+"""A process to be welded: fragments that threads read and write all the time, losing nothing.
+
+Commands on stdin, one a line: ``build COUNT PAGES`` lays out fragments anew and starts the threads on them, ``check``
+stops them and compares every page, ``quit``. It answers each on stdout, and ends with status 3 at the first byte that
+is not what it should be, 4 where a wait ended that should not have.
+"""
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+from vmaweld import abi
+from vmaweld.kernel import syscalls
+
+PAGE = abi.PAGE_SIZE
+ANON = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
+RW = abi.PROT_READ | abi.PROT_WRITE
+
+
+def fragments(count: int, pages: int, *, seed: int = 1, at: int = 0) -> int:
+    """Make `count` VMAs of `pages` pages side by side, each with an anon_vma of its own; returns the address."""
+    size = pages * PAGE
+    if not at:
+        reserved = syscalls.mmap(0, count * size + 4 * abi.HUGE_PAGE_SIZE, 0, ANON | abi.MAP_NORESERVE)
+        at = (reserved + abi.HUGE_PAGE_SIZE) & -abi.HUGE_PAGE_SIZE
+    for index in range(count):
+        place = syscalls.mmap(0, size + PAGE, RW, ANON)
+        syscalls.mprotect(place + size, PAGE, abi.PROT_NONE)
+        for page in range(pages):
+            ctypes.c_uint64.from_address(place + page * PAGE + 8).value = content(seed, index, page)
+        syscalls.mremap(place, size, size, abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED, at + index * size)
+        syscalls.munmap(place + size, PAGE)
+    return at
+
+
+def content(seed: int, index: int, page: int) -> int:
+    return (seed << 48) + (index << 24) + page + 1
+
+
+class Fragments:
+    """Fragments and the threads at work on them."""
+
+    def __init__(self, count: int, pages: int, seed: int) -> None:
+        self.count, self.pages, self.seed = count, pages, seed
+        self.start = fragments(count, pages, seed=seed)
+        self.size = pages * PAGE
+        self.stop = False
+        self.rounds = 0
+        self.threads = [threading.Thread(target=self._work, args=(k,), daemon=True) for k in range(2)]
+        self.threads.append(threading.Thread(target=self._nap, daemon=True))
+        for thread in self.threads:
+            thread.start()
+
+    def _work(self, which: int) -> None:
+        expected: dict[int, int] = {}
+        while not self.stop:
+            for index in range(which, self.count, 2):
+                at = self.start + index * self.size + (self.rounds % self.pages) * PAGE
+                slot = ctypes.c_uint64.from_address(at)
+                if slot.value != expected.get(at, 0):
+                    fail(f"fragment {index}: {slot.value} where {expected.get(at, 0)} was written")
+                slot.value = expected[at] = slot.value + 1
+            self.rounds += 1
+
+    def _nap(self) -> None:
+        while not self.stop:
+            time.sleep(0.05)
+
+    def check(self) -> str:
+        self.stop = True
+        for thread in self.threads:
+            thread.join(20)
+            if thread.is_alive():
+                fail("a thread hangs")
+        for index in range(self.count):
+            for page in range(self.pages):
+                at = self.start + index * self.size + page * PAGE
+                if ctypes.c_uint64.from_address(at + 8).value != content(self.seed, index, page):
+                    fail(f"fragment {index} page {page} differs")
+        syscalls.munmap(self.start, self.count * self.size)
+        return f"ok {self.rounds}"
+
+
+def fail(text: str) -> None:
+    print(text, flush=True)
+    os._exit(3)
+
+
+def wait_for_ever() -> None:
+    """In epoll_wait with no limit: a stop must not show (but where the one who stopped it was killed: signal(7))."""
+    poll = select.epoll()
+    keep = os.pipe()
+    poll.register(keep[0], select.EPOLLIN)
+    libc = ctypes.CDLL(None, use_errno=True)
+    while libc.epoll_wait(poll.fileno(), ctypes.create_string_buffer(64), 4, -1) < 0 and "eintr" in sys.argv:
+        pass
+    print(f"epoll_wait ended with errno {ctypes.get_errno()}", flush=True)
+    os._exit(4)
+
+
+def sleep_exactly() -> None:
+    """In nanosleep: it must not return early."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    wanted = (ctypes.c_long * 2)(0, 300_000_000)
+    while True:
+        began = time.monotonic()
+        if libc.nanosleep(wanted, None):
+            print(f"nanosleep ended with errno {ctypes.get_errno()}", flush=True)
+            os._exit(4)
+        if time.monotonic() - began < 0.3:
+            fail("nanosleep returned early")
+
+
+def main() -> None:
+    signal.signal(signal.SIGUSR1, lambda *_: print("SIGUSR1", flush=True))
+    for wait in (wait_for_ever, sleep_exactly):
+        threading.Thread(target=wait, daemon=True).start()
+    current: Fragments | None = None
+    seed = 0
+    print("ready", flush=True)
+    for line in sys.stdin:
+        words = line.split()
+        if words[0] == "build":
+            seed += 1
+            current = Fragments(int(words[1]), int(words[2]), seed)
+            print(f"built {current.start:x}", flush=True)
+        elif words[0] == "check" and current is not None:
+            print(current.check(), flush=True)
+        elif words[0] == "fork":
+            pid = os.fork()
+            if pid == 0:
+                signal.pause()
+            print(f"child {pid}", flush=True)
+        elif words[0] == "quit":
+            break
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
