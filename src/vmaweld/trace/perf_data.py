@@ -28,7 +28,14 @@ FORKED: Final = 6  # parent's pid, parent's tid; pid and tid are the new task's
 ENDED: Final = 7  # a task (thread) has ended
 EXECING: Final = 8  # the address space has just been replaced; what exec maps follows
 
-_TRACEPOINTS: Final = ("sys_enter", "sys_exit", "page_fault_user", "page_fault_kernel", "task_newtask")
+_TRACEPOINTS: Final = (
+    "sys_enter",
+    "sys_exit",
+    "page_fault_user",
+    "page_fault_kernel",
+    "task_newtask",
+    "sched_process_exec",
+)
 
 _RECORD_LOST: Final = 2
 _RECORD_COMM: Final = 3
@@ -233,7 +240,7 @@ def _formats_in(text: bytes) -> dict[int, tuple[str, dict[str, tuple[int, int]]]
 def _formats_of_this_kernel() -> dict[int, tuple[str, dict[str, tuple[int, int]]]]:
     text = b""
     for path in Path("/sys/kernel/tracing/events").glob("*/*/format"):
-        if path.parent.name in (*_TRACEPOINTS, "sched_process_exec"):
+        if path.parent.name in _TRACEPOINTS:
             text += path.read_bytes()
     return _formats_in(text)
 
