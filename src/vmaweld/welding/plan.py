@@ -17,6 +17,7 @@ GROUP_BYTES: Final = 1 << 30
 ROOM_GUARD: Final = 16 << 20
 """Left free on either side of the room that is used, so that stacks and neighbours may grow."""
 
+GAIN: Final = "fewer seams together than --min-gain asks for"
 SHARED: Final = "pages shared with another process, or by KSM: --unshare makes them its own"
 _NEVER: Final[tuple[tuple[int, str], ...]] = (
     (abi.VM_MAYSHARE | abi.VM_SHARED, "shared memory: its pages belong to no one process"),
@@ -116,7 +117,7 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits) -> Plan:
             left.append(_left(rows, reason))
             continue
         if len(rows) - 1 < limits.min_gain:
-            left.append(_left(rows, f"fewer than {limits.min_gain} seams together (--min-gain)"))
+            left.append(_left(rows, GAIN))
             continue
         populated = pages.runs(rows[0].start, rows[-1].end)
         for part, shared in _split_at_shared(rows, populated, limits.unshare):

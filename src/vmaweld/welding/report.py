@@ -50,14 +50,19 @@ class Report:
             "repaired": self.repaired,
             "warnings": self.warnings,
             "pauses_ms": [round(pause * 1e3, 3) for pause in self.pauses],
-            "left": [
-                {
-                    "start": f"{left.start:#x}",
-                    "end": f"{left.end:#x}",
-                    "seams": left.seams,
-                    "reason": left.reason,
-                    "shared_pages": left.pages,
-                }
-                for left in self.left
-            ],
+            "left": left_as_json(self.left),
         }
+
+
+def left_as_json(left: Sequence[Left]) -> list[dict[str, object]]:
+    """`left` as it appears in JSON; the keys are stable."""
+    return [
+        {
+            "start": f"{entry.start:#x}",
+            "end": f"{entry.end:#x}",
+            "seams": entry.seams,
+            "reason": entry.reason,
+            "shared_pages": entry.pages,
+        }
+        for entry in left
+    ]

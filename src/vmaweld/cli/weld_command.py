@@ -1,0 +1,179 @@
+"""``vmaweld weld PID``: merge the open seams of a running process."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from vmaweld import abi
+from vmaweld.cli.common import DONE, NO, UNSUPPORTED, USAGE, fail, print_json
+from vmaweld.kernel import procfs
+from vmaweld.kernel.errors import KernelError, NotPermitted, NotSupported
+from vmaweld.welding import remote
+from vmaweld.welding.errors import HalfDone, Refused
+from vmaweld.welding.plan import GAIN, Left, Plan
+from vmaweld.welding.report import Report, left_as_json
+
+_EPILOG = """\b
+Examples:
+  vmaweld weld --dry-run 4321               what it would do; stops nothing
+  vmaweld weld 4321                         asks, then welds
+  vmaweld weld --yes --json 4321            for scripts
+  vmaweld weld --max-pause 5 4321           in slices: threads stand still about 5 ms at a time
+  vmaweld weld --unshare 4321               pages shared since a fork, too
+  vmaweld weld --range 7f00e0000000-7f00f0000000 4321
+
+\b
+Exit status: 0 no open seam is left, 1 some are (the output tells why), 3 refused and nothing changed.
+"""
+
+
+def _range(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, int]:
+    if value is None:
+        return 0, abi.TASK_SIZE
+    low, dash, high = value.partition("-")
+    try:
+        found = int(low, 16), int(high, 16)
+    except ValueError:
+        dash = ""
+    if not dash or found[0] >= found[1]:
+        raise click.BadParameter("write START-END, both hexadecimal as in /proc/PID/maps")
+    return abi.page_align_down(found[0]), abi.page_align_up(found[1])
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("pid", type=click.IntRange(1))
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--min-gain", type=click.IntRange(1), default=1, metavar="N", help="Leave runs of fewer than N seams.")
+@click.option("--range", "area", callback=_range, metavar="A-B", help="Weld inside that range only.")
+@click.option("--max-pause", type=click.FloatRange(0, min_open=True), metavar="MS", help="Stop for about MS at a time.")
+@click.option("--unshare", is_flag=True, help="Make shared pages the process's own first; may cost memory.")
+@click.option("--verify", is_flag=True, help="Compare the contents before and after; makes the pause longer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    pid: int,
+    dry_run: bool,
+    yes: bool,
+    min_gain: int,
+    area: tuple[int, int],
+    max_pause: float | None,
+    unshare: bool,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Merge the open seams of process PID, while it runs.
+
+    An open seam is a border between two VMAs that nothing but the page offset or the anon_vma keeps apart. All threads
+    stop for some milliseconds; addresses, contents and resident memory stay what they are. What cannot be welded is
+    left alone and told.
+    """
+    options = remote.Options(*area, min_gain, unshare, None if max_pause is None else max_pause / 1000, verify)
+    try:
+        snapshot, plan = remote.survey(pid, options)
+        if not as_json:
+            _tell_plan(pid, len(snapshot.rows), plan, unshare)
+        if dry_run:
+            if as_json:
+                print_json(_plan_as_json(pid, len(snapshot.rows), plan, unshare))
+            return
+        if plan.candidates and not yes:
+            if as_json or not sys.stdin.isatty():
+                fail("nobody is there to ask: say --yes to weld, or --dry-run to look", USAGE)
+            if not click.confirm("Weld now?", default=False):
+                raise SystemExit(NO)
+        report = remote.weld(pid, options, progress=_progress if sys.stderr.isatty() else None)
+    except (Refused, NotPermitted, NotSupported) as error:
+        fail(str(error), UNSUPPORTED)
+    except (HalfDone, KernelError) as error:
+        fail(str(error), NO)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        _tell_report(report)
+    raise SystemExit(NO if any(left.reason != GAIN for left in report.left) else DONE)
+
+
+def _progress(report: Report) -> None:
+    if len(report.pauses) > 1:
+        click.echo(f"\r{report.closed:,} of {report.seams:,} seams closed\x1b[K", nl=False, err=True)
+
+
+def _amount(pages: int) -> str:
+    size = pages * abi.PAGE_SIZE
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if size >= scale:
+            return f"{pages:,} pages ({size / scale:.1f} {unit})"
+    return f"{pages:,} pages ({size >> 10} KiB)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _tell_plan(pid: int, vmas: int, plan: Plan, unshare: bool) -> None:
+    name = procfs.status(pid).name
+    left = sum(entry.seams for entry in plan.left)
+    click.echo(f"process {pid} ({name}): {_count(vmas, 'VMA')}, {_count(plan.seams + left, 'open seam')}")
+    if plan.candidates:
+        click.echo(f"  {_count(plan.seams, 'seam')} can be welded: {_amount(plan.pages)} move")
+        if unshare:
+            click.echo(f"  --unshare: {_amount(plan.shared)} will be copied, for others map them too")
+    _tell_left(plan.left, "stay")
+
+
+def _tell_left(left: Sequence[Left], verb: str) -> None:
+    by_reason: dict[str, tuple[int, int]] = {}
+    for entry in left:
+        seams, pages = by_reason.get(entry.reason, (0, 0))
+        by_reason[entry.reason] = seams + entry.seams, pages + entry.pages
+    for reason, (seams, pages) in sorted(by_reason.items(), key=lambda item: -item[1][0]):
+        shared = f" ({_amount(pages)})" if pages else ""
+        click.echo(f"  {_count(seams, 'seam')} {verb}: {reason}{shared}")
+
+
+def _tell_report(report: Report) -> None:
+    if sys.stderr.isatty() and len(report.pauses) > 1:
+        click.echo("\r\x1b[K", nl=False, err=True)
+    if report.repaired:
+        click.echo(f"repaired: {report.repaired}")
+    if not report.pauses:
+        click.echo("nothing to weld")
+        return
+    click.echo(
+        f"closed {_count(report.closed, 'seam')}: {report.vmas_before:,} -> {report.vmas_after:,} VMAs; "
+        f"moved {_amount(report.pages)}"
+    )
+    if report.copied:
+        click.echo(f"copied {_amount(report.copied)} that others map too")
+    pauses = sorted(report.pauses)
+    if len(pauses) == 1:
+        click.echo(f"all threads stood still for {pauses[0] * 1e3:.1f} ms")
+    else:
+        click.echo(
+            f"all threads stood still {len(pauses)} times, for {pauses[len(pauses) // 2] * 1e3:.1f} ms as a rule, "
+            f"{pauses[-1] * 1e3:.1f} ms at most"
+        )
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    _tell_left(report.left, "left open")
+
+
+def _plan_as_json(pid: int, vmas: int, plan: Plan, unshare: bool) -> dict[str, object]:
+    return {
+        "pid": pid,
+        "dry_run": True,
+        "vmas": {"before": vmas, "after": vmas - plan.seams},
+        "seams": {"weldable": plan.seams, "left": sum(left.seams for left in plan.left)},
+        "pages_to_move": plan.pages,
+        "pages_to_copy": plan.shared if unshare else 0,
+        "runs": [
+            {
+                "start": f"{candidate.rows[0].start:#x}",
+                "end": f"{candidate.rows[-1].end:#x}",
+                "seams": candidate.seams,
+            }
+            for candidate in plan.candidates
+        ],
+        "left": left_as_json(plan.left),
+    }
