@@ -52,7 +52,7 @@ NODE_SCRIPT = (
 JAVA_PROGRAM = (
     "public class Hold { public static void main(String[] a) throws Exception {"
     "byte[][] kept = new byte[400][]; for (int i = 0; i < 400; i++) kept[i] = new byte[100_000];"
-    'System.out.println("ready"); System.in.read(); System.out.println(kept.length); } }'
+    "System.in.read(); System.out.println(kept.length); } }"
 )
 
 
@@ -160,14 +160,28 @@ def test_node() -> None:
         check_against_brute_force(node.pid)
 
 
+def java_command(folder: Path) -> list[str]:
+    """A Java virtual machine that stays: a program of ours or, without the compiler, one that asks for a password."""
+    java = need_program("java")
+    modules = subprocess.run([java, "--list-modules"], capture_output=True, text=True, timeout=60, check=True).stdout
+    if "jdk.compiler@" in modules:
+        source = folder / "Hold.java"
+        source.write_text(JAVA_PROGRAM)
+        return [java, "-Xmx256m", str(source)]
+    return [java, "-m", "java.base/sun.security.tools.keytool.Main", "-genkeypair", "-keystore", str(folder / "keys")]
+
+
+def is_up(pid: int) -> bool:
+    """The virtual machine has its heap, its code cache and its threads."""
+    return Path(f"/proc/{pid}/maps").read_bytes().count(b"\n") > 100
+
+
 def test_java(tmp_path: Path) -> None:
     need_bpf()
-    source = tmp_path / "Hold.java"
-    source.write_text(JAVA_PROGRAM)
-    with Started([need_program("java"), "-Xmx256m", "-XX:+UseZGC", str(source)]) as java:
-        assert java.line() == "ready"
+    with Started(java_command(tmp_path), stderr=subprocess.DEVNULL) as java:
+        assert wait_until(lambda: is_up(java.pid))
         count, _ = check_against_brute_force(java.pid)
-        assert count > 100
+        assert count > 80
 
 
 def test_chromium(tmp_path: Path) -> None:
@@ -241,7 +255,6 @@ def test_real_programs_with_and_without_privilege(program: str) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o777)
-        (folder / "Hold.java").write_text(JAVA_PROGRAM)
         command = {
             "redis-server": [
                 "redis-server",
@@ -255,7 +268,7 @@ def test_real_programs_with_and_without_privilege(program: str) -> None:
                 name,
             ],
             "node": ["node", "-e", NODE_SCRIPT],
-            "java": ["java", "-Xmx256m", f"{name}/Hold.java"],
+            "java": java_command(folder),
             "chromium": [
                 "chromium",
                 *CHROMIUM,
@@ -266,8 +279,10 @@ def test_real_programs_with_and_without_privilege(program: str) -> None:
         }[program]
         environment = {**os.environ, "HOME": name}
         with Started([*AS_NOBODY, *command], group=True, stderr=subprocess.DEVNULL, env=environment) as running:
-            if program in ("node", "java"):
+            if program == "node":
                 assert running.line() == "ready"
+            elif program == "java":
+                assert wait_until(lambda: is_up(running.pid))
             else:
                 ready = folder / ("ready" if program == "redis-server" else "p/DevToolsActivePort")
                 assert wait_until(ready.exists)
