@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from vmaweld.trace import perf, strace
 from vmaweld.trace.launch import Launch
 from vmaweld.trace.perf_data import PerfData, PerfDataError
 from vmaweld.trace.recorder import CommandError, Recording, record
-from vmaweld.trace.store import TakenSnapshot, Trace, open_trace
+from vmaweld.trace.store import Metadata, TakenSnapshot, Trace, TraceWriter, open_trace
 
 pytestmark = pytest.mark.live
 PYTHON = os.path.realpath(sys.executable)
@@ -276,6 +277,26 @@ def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
         record([str(tmp_path / "text")], tmp_path / "a.trace", recorder="perf")
     assert not (tmp_path / "a.trace").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["text"]
+
+
+def test_what_perf_loses_is_counted(tmp_path: Path) -> None:
+    require(*NEEDS_PERF)
+    recorder = perf.PerfRecorder(tmp_path, buffer=16 << 10)
+    code = "import mmap\nfor _ in range(3000): mmap.mmap(-1, 8192).close()"
+    with Launch([PYTHON, "-I", "-S", "-c", code]) as launch:
+        recorder.attach(launch.pid)
+        assert recorder.process is not None
+        recorder.process.send_signal(signal.SIGSTOP)  # nobody empties the buffer
+        launch.release()
+        launch.wait(lambda _: None)
+        recorder.process.send_signal(signal.SIGCONT)
+    recorder.stop()
+    metadata = Metadata()
+    with TraceWriter(tmp_path / "a.trace", metadata) as writer:
+        recorder.convert(writer, launch.pid, [], lambda *_: None)
+    read = open_trace(tmp_path / "a.trace").metadata
+    assert read.losses["perf_records"] > 1000
+    assert read.lost >= read.losses["perf_records"]
 
 
 def test_perf_data_that_is_cut_short_or_foreign(tmp_path: Path) -> None:

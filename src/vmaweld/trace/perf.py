@@ -28,6 +28,8 @@ from vmaweld.trace.store import TraceWriter
 _NAMES: Final = {**NUMBERS, **TASK_NUMBERS, **UNSEEN_NUMBERS, **open_files.NUMBERS}
 _TRACEFS: Final = Path("/sys/kernel/tracing")
 _READY_SECONDS: Final = 30
+_LARGEST_BUFFER: Final = 16 << 20
+_SMALLEST_BUFFER: Final = 1 << 20
 _BUFFER_TOTAL: Final = 512 << 20
 _WRITE_FAULT: Final = 2  # bit 1 of the page fault's error code
 
@@ -88,7 +90,8 @@ def nodes() -> str:
 class PerfRecorder:
     """perf, attached to one process and all that it will fork.
 
-    directory: where perf.data grows.
+    directory: where perf.data grows. buffer: bytes of each CPU's ring buffer, a power of two of pages; None takes what
+    a storm of page faults needs, and less where there are many CPUs.
     """
 
     name: Final = "perf"
@@ -98,10 +101,15 @@ class PerfRecorder:
     clock = staticmethod(time.monotonic_ns)
     """CLOCK_MONOTONIC, which perf is told to stamp its records with."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, buffer: int | None = None) -> None:
         self._directory = directory
+        self._buffer = _LARGEST_BUFFER if buffer is None else buffer
+        while (
+            buffer is None and self._buffer > _SMALLEST_BUFFER and self._buffer * (os.cpu_count() or 1) > _BUFFER_TOTAL
+        ):
+            self._buffer //= 2
         self._data = directory / "perf.data"
-        self._perf: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._control = -1
         self._begin = 0
 
@@ -127,12 +135,9 @@ class PerfRecorder:
             if number not in open_files.ENTRY_ONLY
         )
         user_address = f"address<{abi.TASK_SIZE:#x}"
-        buffer = 16 << 20
-        while buffer > 1 << 20 and buffer * (os.cpu_count() or 1) > _BUFFER_TOTAL:
-            buffer //= 2
         command = [
             perf, "record", "--output", str(self._data), "--pid", str(pid),
-            "--clockid", "CLOCK_MONOTONIC", "--mmap-pages", f"{buffer >> 20}M",
+            "--clockid", "CLOCK_MONOTONIC", "--mmap-pages", f"{self._buffer >> 10}K",
             "--data",  # announces data mappings too, not only executable ones
             "--no-buildid", "--no-buildid-cache", "--no-bpf-event",
             "--delay", "-1", f"--control=fd:{control},{acknowledge}",
@@ -145,7 +150,7 @@ class PerfRecorder:
         ]  # fmt: skip
         with (self._directory / "perf.out").open("wb") as chatter:
             # In a session of its own: a Ctrl-C is for the command, perf ends when we say so.
-            self._perf = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=chatter,
@@ -175,10 +180,10 @@ class PerfRecorder:
         return " ".join(said[:3]) or "it said nothing"
 
     def _end(self, number: int) -> None:
-        perf = self._perf
+        perf = self.process
         if perf is None:
             return
-        self._perf = None
+        self.process = None
         if self._control >= 0:
             os.close(self._control)
             self._control = -1
