@@ -143,6 +143,8 @@ VM_NOHUGEPAGE: Final = 0x4000_0000
 VM_MERGEABLE: Final = 0x8000_0000
 VM_PKEY_SHIFT: Final = 32
 VM_PKEY_MASK: Final = 0xF_0000_0000
+EXECUTE_ONLY_PKEY: Final = 1
+"""The protection key that Linux takes for memory that may only be executed, where the program has taken none."""
 VM_SHADOW_STACK: Final = 1 << 37
 VM_DROPPABLE: Final = 1 << 40  # 6.11
 VM_UFFD_MINOR: Final = 1 << 41  # bit 37 until 6.5, bit 38 until 6.14

@@ -55,7 +55,8 @@ MADV_COLLAPSE_ROW = "madv-collapse"
 MADV_GUARD = "madv-guard"
 """Since 6.13: MADV_GUARD_INSTALL and MADV_GUARD_REMOVE."""
 GUARD_FLAG = "guard-flag"
-"""Since 6.19 (and stable releases of 6.18): MADV_GUARD_INSTALL sets VM_MAYBE_GUARD, which sticks to merged VMAs and never hinders a merge."""
+"""Since 6.19 (and stable releases of 6.18): MADV_GUARD_INSTALL sets VM_MAYBE_GUARD, which sticks to merged VMAs and
+never hinders a merge."""
 ANON_NAMES = "anon-names"
 """Since 5.17: prctl(PR_SET_VMA_ANON_NAME), where the kernel is configured for it (see `System`)."""
 MSEAL = "mseal"
@@ -66,6 +67,8 @@ SHARED_UFFD_WP = "shared-uffd-wp"
 """Since 5.19: userfaultfd write protection of shared and file memory."""
 UFFD_UNREGISTER_OWN = "uffd-unregister-own"
 """Since 6.17: a userfaultfd cannot unregister what another one has registered."""
+POPULATE_STOPS_AT_HOLE = "populate-stops-at-hole"
+"""Since 6.9: MADV_POPULATE_* end with ENOMEM at a hole; before, they went on behind it, as other advice does."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 
@@ -88,6 +91,7 @@ _6_12 = (_6_1 - {CLOSE_NEVER_MERGES, MMAP_ASKS_NEXT_FIRST}) | {
     MSEAL,
     DROPPABLE,
     UFFD_MOVE,
+    POPULATE_STOPS_AT_HOLE,
 }
 _STABLE_FIXES = frozenset({DONTUNMAP_RESETS_PGOFF, DONTUNMAP_SPLITS_LOCKED, DONTUNMAP_KEEPS_TWO})
 """Of 7.x; the newest stable releases of 6.1 and 6.12 have them too, 6.18.44 does not yet."""
@@ -151,6 +155,7 @@ class Policy:
         "mremap_moves_many",
         "mseal",
         "name",
+        "populate_stops_at_hole",
         "rows",
         "shared_uffd_wp",
         "thp_aligned_mmap",
@@ -193,6 +198,7 @@ class Policy:
         self.shared_uffd_wp: bool = SHARED_UFFD_WP in rows
         self.uffd_move: bool = UFFD_MOVE in rows
         self.uffd_unregister_own: bool = UFFD_UNREGISTER_OWN in rows
+        self.populate_stops_at_hole: bool = POPULATE_STOPS_AT_HOLE in rows
         self.ignored_flags: int = VM_SOFTDIRTY | (VM_MAYBE_GUARD if self.guard_flag else 0)
         """Flags in which a request and its neighbour may differ (``VM_IGNORE_MERGE``)."""
 

@@ -1,5 +1,6 @@
 """``vmaweld verify``: the model held against a kernel, on programs at random."""
 
+import sys
 import time
 from typing import Any
 
@@ -8,10 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vmaweld.cli.common import NO, UNSUPPORTED, USAGE, console, fail, print_json
 from vmaweld.kernel.errors import KernelError
-from vmaweld.policy import PolicyError, parse_policy
+from vmaweld.policy import PolicyError, parse_policy, policy_for_release
 from vmaweld.verify import run as verify_run
 from vmaweld.verify.run import Outcome
 from vmaweld.verify.scenario import as_test, story
+
+_GUEST_TIMEOUT = 3600.0
+"""Seconds for a guest's boot and verification; emulated, 50,000 events take some ten minutes."""
 
 
 @click.command(
@@ -54,7 +58,7 @@ def command(
     except PolicyError as error:
         fail(str(error), USAGE)
     if guest is not None:
-        _verify_guest(guest, events, seed, policy_name, as_json)
+        _verify_guest(guest, events, seed, seconds, policy_name, as_json)
         return
     try:
         bench = verify_run.make_bench(policy)
@@ -114,17 +118,23 @@ def _tell(outcome: Outcome, low: int, as_test_name: str | None, as_json: bool) -
         raise SystemExit(NO)
 
 
-def _verify_guest(version: str, events: int, seed: int, policy_name: str | None, as_json: bool) -> None:
-    """The same verification inside a guest; its output and exit status are ours."""
+def _verify_guest(version: str, events: int, seed: int, seconds: float, policy_name: str | None, as_json: bool) -> None:
+    """The same verification inside a guest; what it prints and its exit status are ours."""
     from vmaweld.kernel.guest import Guest, GuestError
 
-    words = ["verify", "--events", str(events), "--seed", str(seed), "--policy", policy_name or f"linux-{version}"]
-    if as_json:
-        words.append("--json")
+    out = console(stderr=True)
+
+    def say(line: str) -> None:
+        if out.is_terminal:
+            out.print(line)
+
+    words = ["verify", "--events", str(events), "--seed", str(seed), "--seconds", str(seconds)]
+    words += ["--policy", policy_name or policy_for_release(version).name] + (["--json"] if as_json else [])
     try:
-        result = Guest(version).run(words)
+        finished = Guest(version, progress=say).run([sys.executable, "-m", "vmaweld", *words], timeout=_GUEST_TIMEOUT)
     except GuestError as error:
         fail(str(error), UNSUPPORTED)
-    print(result.stdout, end="")
-    if result.status:
-        raise SystemExit(result.status)
+    print(finished.stdout, end="")
+    if finished.status:
+        print(finished.stderr, end="", file=sys.stderr)
+        raise SystemExit(finished.status)

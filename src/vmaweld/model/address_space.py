@@ -36,6 +36,7 @@ class Machine:
     policy: the kernel's rules.     trace: collects merge records, or None.
     max_map_count: ``vm.max_map_count``.      overcommit_never: ``vm.overcommit_memory`` is 2.
     anon_names: the kernel has CONFIG_ANON_VMA_NAME.     stack_limit: RLIMIT_STACK in bytes.
+    pkeys: the processor has protection keys, so memory that is only executable gets one that forbids reading.
     file_pages: sizes, in pages, of the files whose size matters: shared anonymous memory and segments.
     """
 
@@ -48,6 +49,7 @@ class Machine:
         "min_address",
         "mmap_base",
         "overcommit_never",
+        "pkeys",
         "policy",
         "stack_limit",
         "trace",
@@ -63,6 +65,7 @@ class Machine:
         anon_names: bool,
         overcommit_never: bool,
         stack_limit: int,
+        pkeys: bool,
     ) -> None:
         self.policy: Policy = policy
         self.trace: Tracepoints | None = trace
@@ -72,6 +75,7 @@ class Machine:
         self.anon_names: bool = anon_names
         self.overcommit_never: bool = overcommit_never
         self.stack_limit: int = stack_limit
+        self.pkeys: bool = pkeys
         self.last_anon_vma: int = 0
         self.last_file: int = 0
         self.file_pages: dict[str, int] = {}

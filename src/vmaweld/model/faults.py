@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 
 from vmaweld.abi import (
+    EXECUTE_ONLY_PKEY,
     VM_ACCESS_FLAGS,
+    VM_EXEC,
     VM_GROWSDOWN,
     VM_IO,
     VM_LOCKONFAULT,
     VM_PFNMAP,
+    VM_PKEY_MASK,
+    VM_PKEY_SHIFT,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
@@ -18,6 +22,26 @@ from vmaweld.abi import (
 )
 from vmaweld.model.address_space import AddressSpace
 from vmaweld.model.errors import LinuxError
+from vmaweld.model.vma import VMA
+
+
+def accessible(vma: VMA, *, write: bool) -> bool:
+    """May the program touch `vma`? x86 cannot map pages that are writable or executable and yet unreadable.
+
+    With protection keys it can: memory that is only executable has one that forbids reading.
+    """
+    if write:
+        return bool(vma.flags & VM_WRITE)
+    return bool(vma.flags & VM_ACCESS_FLAGS) and not execute_only(vma)
+
+
+def execute_only(vma: VMA) -> bool:
+    """True if a protection key keeps `vma` from being read (``vma_is_pkey_exec_only``)."""
+    return (
+        vma.space.machine.pkeys
+        and vma.flags & VM_ACCESS_FLAGS == VM_EXEC
+        and (vma.flags & VM_PKEY_MASK) >> VM_PKEY_SHIFT == EXECUTE_ONLY_PKEY
+    )
 
 
 def touch(space: AddressSpace, addr: int, length: int, *, write: bool) -> int:
@@ -39,9 +63,7 @@ def touch(space: AddressSpace, addr: int, length: int, *, write: bool) -> int:
                 space.grow_down(vma, start)
             except LinuxError as error:
                 raise LinuxError(errno.EFAULT, error.why) from None
-        # x86 cannot map pages that are writable or executable and yet unreadable.
-        needed = VM_WRITE if write else VM_ACCESS_FLAGS
-        if not vma.flags & needed:
+        if not accessible(vma, write=write):
             raise LinuxError(errno.EFAULT, f"{start:#x} is not {'writable' if write else 'readable'}")
         stop = min(space.file_end(vma), end)
         if stop <= start:
@@ -59,7 +81,7 @@ def populate(space: AddressSpace, start: int, end: int, *, ignore_errors: bool) 
         if not vma.flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
             if vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE:
                 space.write_pages(vma, max(vma.start, start), min(vma.end, end))
-            elif not vma.flags & VM_ACCESS_FLAGS and not ignore_errors:
+            elif not accessible(vma, write=False) and not ignore_errors:
                 raise LinuxError(errno.ENOMEM, f"{vma.start:#x} allows no access")
             if space.file_end(vma) < min(vma.end, end) and not ignore_errors:
                 raise LinuxError(errno.ENOMEM, f"{vma.start:#x} reaches past the end of its file")

@@ -126,7 +126,7 @@ def madvise(space: AddressSpace, addr: int, length: int, advice: int) -> int:
         raise LinuxError(errno.EINVAL, "the range wraps around")
     if end == addr:
         return 0
-    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and space.machine.policy.populate_stops_at_hole:
         return populate_advice(space, addr, end, write=advice == MADV_POPULATE_WRITE)
     return _walk(space, addr, end, advice, None)
 
@@ -210,6 +210,8 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
         if flags & (VM_PFNMAP | (VM_LOCKED if advice == MADV_DONTNEED else 0)):
             raise LinuxError(errno.EINVAL, f"the memory at {start:#x} is locked")
         space.pages.drop(start, end)
+    elif advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        populate_advice(space, start, end, write=advice == MADV_POPULATE_WRITE)
     elif advice == MADV_FREE:  # the pages stay mapped until memory is short
         if flags & (VM_PFNMAP | VM_LOCKED) or not vma.anonymous:
             raise LinuxError(errno.EINVAL, "only for unlocked anonymous memory")

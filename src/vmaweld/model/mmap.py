@@ -6,6 +6,7 @@ import errno
 from typing import Final
 
 from vmaweld.abi import (
+    EXECUTE_ONLY_PKEY,
     HUGE_PAGE_SIZE,
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
@@ -25,6 +26,7 @@ from vmaweld.abi import (
     MAP_TYPE,
     PAGE_SHIFT,
     PAGE_SIZE,
+    PROT_EXEC,
     PROT_WRITE,
     TASK_SIZE,
     VM_ACCOUNT,
@@ -40,6 +42,7 @@ from vmaweld.abi import (
     VM_MAYWRITE,
     VM_NOHUGEPAGE,
     VM_NORESERVE,
+    VM_PKEY_SHIFT,
     VM_READ,
     VM_SHARED,
     VM_SPECIAL,
@@ -96,6 +99,8 @@ def mmap(
         raise LinuxError(errno.ENOMEM, f"{space.vmas.count} VMAs exceed vm.max_map_count")
 
     vm_flags = (prot & 7) | _MAY_ALL | space.def_flags
+    if prot == PROT_EXEC and space.machine.pkeys:
+        vm_flags |= EXECUTE_ONLY_PKEY << VM_PKEY_SHIFT
     if flags & MAP_GROWSDOWN:
         vm_flags |= VM_GROWSDOWN
     if flags & MAP_LOCKED:

@@ -7,6 +7,7 @@ import errno
 from typing import Final
 
 from vmaweld.abi import (
+    EXECUTE_ONLY_PKEY,
     MCL_CURRENT,
     MCL_FUTURE,
     MCL_ONFAULT,
@@ -19,6 +20,7 @@ from vmaweld.abi import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
     VM_DROPPABLE,
+    VM_EXEC,
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_LOCKED,
@@ -36,7 +38,7 @@ from vmaweld.abi import (
 )
 from vmaweld.model.address_space import AddressSpace
 from vmaweld.model.errors import LinuxError
-from vmaweld.model.faults import populate
+from vmaweld.model.faults import execute_only, populate
 from vmaweld.model.vma import VMA
 
 _GROWS: Final = PROT_GROWSDOWN | PROT_GROWSUP
@@ -84,6 +86,11 @@ def mprotect(space: AddressSpace, addr: int, length: int, prot: int, pkey: int =
         flags = (current.flags & ~VM_ACCESS_FLAGS) | access
         if pkey >= 0:
             flags = (flags & ~VM_PKEY_MASK) | pkey << VM_PKEY_SHIFT
+        elif space.machine.pkeys:  # arch_override_mprotect_pkey
+            if prot == VM_EXEC:
+                flags = (flags & ~VM_PKEY_MASK) | EXECUTE_ONLY_PKEY << VM_PKEY_SHIFT
+            elif execute_only(current):
+                flags &= ~VM_PKEY_MASK
         if (flags & ~(flags >> 4)) & VM_ACCESS_FLAGS:
             raise LinuxError(errno.EACCES, f"the mapping at {current.start:#x} may not have this protection")
         current = _protect(space, current, start, min(current.end, end), flags)

@@ -31,7 +31,7 @@ class System:
 
     policy: the kernel's rules.      trace: where merge records go; None costs nothing.
     max_map_count, min_address: ``vm.max_map_count``, ``vm.mmap_min_addr``.
-    stack_limit: RLIMIT_STACK, bytes.
+    stack_limit: RLIMIT_STACK, bytes.      pkeys: the processor has protection keys.
     anon_names, overcommit_never: how the kernel is configured (CONFIG_ANON_VMA_NAME, ``vm.overcommit_memory=2``).
 
     >>> from vmaweld.policy import parse_policy
@@ -56,9 +56,10 @@ class System:
         anon_names: bool = True,
         overcommit_never: bool = False,
         stack_limit: int = 8 << 20,
+        pkeys: bool = False,
     ) -> None:
         self.machine: Machine = Machine(
-            policy, trace, max_map_count, min_address, mmap_base, anon_names, overcommit_never, stack_limit
+            policy, trace, max_map_count, min_address, mmap_base, anon_names, overcommit_never, stack_limit, pkeys
         )
         self.processes: dict[int, AddressSpace] = {}
         self.sequence: int = 0

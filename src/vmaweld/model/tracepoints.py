@@ -73,7 +73,7 @@ class MergeRecord:
     def missed(self) -> list[int]:
         """Addresses of the borders at which only the page offset or the anon_vmas refused a merge.
 
-        That includes the successor's where the range could merge with either neighbour, but these not with each other.
+        That includes the one left where the range could merge with either neighbour, but these not with each other.
         """
         borders = []
         if self.prev_obstacles and not self.prev_obstacles & ~SOFT:

@@ -30,18 +30,24 @@ class Bench:
     """A kernel to run programs on, and how a model of it is made.
 
     policy: the rules to hold against the kernel.     anon_names: it has CONFIG_ANON_VMA_NAME.
+    pkeys: the processor has protection keys, and the kernel uses them.
     """
 
-    def __init__(self, executor: Executor, policy: Policy, *, brk: int, anon_names: bool) -> None:
+    def __init__(self, executor: Executor, policy: Policy, *, brk: int, anon_names: bool, pkeys: bool = False) -> None:
         self.executor = executor
         self.policy = policy
         self.brk = brk
         self.anon_names = anon_names
+        self.pkeys = pkeys
 
     def new_system(self) -> System:
         """The model as the executor's processes begin: empty, placing mappings downwards from the arena's end."""
         system = System(
-            self.policy, mmap_base=self.executor.high, min_address=self.executor.low, anon_names=self.anon_names
+            self.policy,
+            mmap_base=self.executor.high,
+            min_address=self.executor.low,
+            anon_names=self.anon_names,
+            pkeys=self.pkeys,
         )
         self.begin(system, 1)
         return system

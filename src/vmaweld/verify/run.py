@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from vmaweld.abi import MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_READ
@@ -72,6 +73,11 @@ def configured_anon_names() -> bool:
     return True
 
 
+def protection_keys() -> bool:
+    """True if the kernel has switched protection keys on (``ospke``)."""
+    return " ospke" in Path("/proc/cpuinfo").read_text()
+
+
 def running_policy() -> Policy:
     """The policy of the kernel that is running."""
     return policy_for_release(os.uname().release)
@@ -80,7 +86,9 @@ def running_policy() -> Policy:
 def make_bench(policy: Policy | None = None, *, exact: bool | None = None) -> Bench:
     """An executor on this kernel, and the model that stands for it. Close ``bench.executor`` when done."""
     executor = Executor(brk=_BRK, exact=exact)
-    return Bench(executor, policy or running_policy(), brk=_BRK, anon_names=configured_anon_names())
+    return Bench(
+        executor, policy or running_policy(), brk=_BRK, anon_names=configured_anon_names(), pkeys=protection_keys()
+    )
 
 
 def make_maker(bench: Bench, operations: frozenset[str] | None = None) -> ProgramMaker:

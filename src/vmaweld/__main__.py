@@ -1,0 +1,5 @@
+"""``python -m vmaweld``: the program where its script is not on the path."""
+
+from vmaweld.cli import main
+
+main()
