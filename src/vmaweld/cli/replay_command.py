@@ -16,7 +16,7 @@ from vmaweld.study.fidelity import check
 from vmaweld.study.policies import known_policies, study_policies
 from vmaweld.study.tally import replay
 from vmaweld.study.text import print_answer, print_divergences, print_fidelity
-from vmaweld.study.trace_pipe import HEADER, trace_pipe
+from vmaweld.study.trace_pipe import trace_pipe
 from vmaweld.trace.store import Trace, TraceError, open_trace
 
 EXAMPLES = """\b
@@ -116,7 +116,6 @@ def _pipe(trace: Trace, name: str, pids: frozenset[int]) -> None:
     except PolicyError as error:
         fail(str(error), USAGE)
     out = sys.stdout
-    out.write(HEADER + "\n")
     for line in trace_pipe(trace, policy, pids):
         out.write(line + "\n")
 

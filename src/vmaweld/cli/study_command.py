@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
@@ -18,8 +18,10 @@ from vmaweld.policy import PolicyError
 from vmaweld.study.as_json import answer_data
 from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
 from vmaweld.study.text import print_answer
-from vmaweld.trace.recorder import RECORDERS
-from vmaweld.trace.store import TraceError, open_trace
+from vmaweld.trace.perf import RecorderError
+from vmaweld.trace.recorder import RECORDERS, choose
+from vmaweld.trace.samples import open_sample, sample_names
+from vmaweld.trace.store import Trace, TraceError, open_trace
 
 EXAMPLES = """\b
 Examples:
@@ -27,11 +29,14 @@ Examples:
   vmaweld study -o build.trace -- make -j2         keep the trace: replay and report read it again
   vmaweld study --base linux-6.18 -- ./server      what the patches would do to a newer kernel
   vmaweld study --json -- make > study.json        the command's own stdout goes to stderr
+  vmaweld study --sample growing-buffers           a recorded example: no perf, no strace, no root
 """
 
 
 @click.command(epilog=EXAMPLES, context_settings={"allow_interspersed_args": False, "max_content_width": 100})
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Keep the trace in this file.")
+@click.option("--sample", metavar="NAME", help=f"Study a shipped recording: {', '.join(sample_names())}.")
+@click.option("--or-sample", metavar="NAME", help="Where nothing can record here, study this sample and say so.")
 @click.option(
     "-p", "--policy", "policies", multiple=True, metavar="POLICY", help="A policy to replay under. Repeatable."
 )
@@ -41,6 +46,8 @@ Examples:
 @click.argument("command_line", metavar="[--] COMMAND...", nargs=-1, type=click.UNPROCESSED)
 def command(
     output: Path | None,
+    sample: str | None,
+    or_sample: str | None,
     policies: tuple[str, ...],
     base: str | None,
     recorder: str | None,
@@ -58,27 +65,40 @@ def command(
     arguments = list(command_line[1:] if command_line[:1] == ("--",) else command_line)
     if base is not None and policies:
         fail("give --base or --policy, one of the two", USAGE)
-    if not arguments:
-        fail("no command given: vmaweld study -- COMMAND", USAGE)
+    if bool(arguments) == bool(sample):
+        fail("give a command to study, or --sample NAME: vmaweld study -- COMMAND", USAGE)
+    if sample and (output or recorder or or_sample):
+        fail("a sample is recorded already: give it without -o, --recorder and --or-sample", USAGE)
     try:
         study_policies(base or DEFAULT_BASE, policies)
     except PolicyError as error:
         fail(str(error), USAGE)
-    with tempfile.TemporaryDirectory(prefix="vmaweld-") as directory:
-        path = output or Path(directory, "study.trace")
-        with _stdout_to_stderr() if as_json else _as_it_is():
-            record_for_terminal(arguments, path, recorder, snapshots=output is not None)
-        if not as_json:
-            _separate()
-        _study(path, base, policies, as_json)
-
-
-def _study(path: Path, base: str | None, policies: tuple[str, ...], as_json: bool) -> None:
+    if arguments and or_sample:
+        try:
+            choose(recorder)
+        except RecorderError as error:
+            click.echo(f"vmaweld: cannot record here: {error}", err=True)
+            click.echo(f"vmaweld: this is the sample {or_sample} instead, recorded elsewhere", err=True)
+            sample, arguments = or_sample, []
     try:
-        with open_trace(path) as trace:
-            answer = replay_for_terminal(trace, base or DEFAULT_BASE, policies)
+        if sample:
+            with open_sample(sample) as trace:
+                _answer(trace, base, policies, as_json)
+            return
+        with tempfile.TemporaryDirectory(prefix="vmaweld-") as directory:
+            path = output or Path(directory, "study.trace")
+            with _stdout_to_stderr() if as_json else nullcontext():
+                record_for_terminal(arguments, path, recorder, snapshots=output is not None)
+            if not as_json:
+                _separate()
+            with open_trace(path) as trace:
+                _answer(trace, base, policies, as_json)
     except TraceError as error:
-        fail(str(error), NO)
+        fail(str(error), USAGE if sample else NO)
+
+
+def _answer(trace: Trace, base: str | None, policies: tuple[str, ...], as_json: bool) -> None:
+    answer = replay_for_terminal(trace, base or DEFAULT_BASE, policies)
     if as_json:
         print_json(answer_data(answer))
     else:
@@ -104,8 +124,3 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield

@@ -78,8 +78,10 @@ class MergeRecord:
         borders = []
         if self.prev_obstacles and not self.prev_obstacles & ~SOFT:
             borders.append(self.start)
-        if (self.next_obstacles and not self.next_obstacles & ~SOFT) or self.both_answer == AV_MERGE_FAILED:
+        if self.next_obstacles and not self.next_obstacles & ~SOFT:
             borders.append(self.end)
+        if self.case and self.both_answer == AV_MERGE_FAILED:  # the one that was asked first was taken
+            borders.append(self.start if self.case in (3, 4, 8) else self.end)
         return borders
 
     def trace_lines(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The trace events of the series (patch 4) as tracefs would print them, while a trace is replayed."""
+"""The trace events of the series (patch 4) as tracefs's trace_pipe would print them, while a trace is replayed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,6 @@ from vmaweld.events import Event
 from vmaweld.policy import Policy
 from vmaweld.study.replay import Replayer
 from vmaweld.trace.store import Trace
-
-HEADER: Final = (
-    "# tracer: nop\n"
-    "#\n"
-    "#                                _-----=> irqs-off/BH-disabled\n"
-    "#                               / _----=> need-resched\n"
-    "#                              | / _---=> hardirq/softirq\n"
-    "#                              || / _--=> preempt-depth\n"
-    "#                              ||| / _-=> migrate-disable\n"
-    "#                              |||| /     delay\n"
-    "#           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION\n"
-    "#              | |         |   |||||     |         |"
-)
-"""What tracefs writes above a trace, so that whatever reads its files reads ours."""
 
 _COMM_LENGTH: Final = 15
 
