@@ -511,6 +511,62 @@ def test_soft_dirty_never_keeps_neighbours_apart() -> None:
     )
 
 
+def test_the_guard_flag_sticks_to_what_swallows_it() -> None:
+    """VM_MAYBE_GUARD keeps nobody apart and is never lost (VM_STICKY, 6.19 and stable releases of 6.18)."""
+    kernels = "linux-6.18 linux-7.2"
+    play(
+        kernels,
+        """
+        aa..cc         mmap
+        ....x          madvise GUARD_INSTALL
+        xx             lacks MAYBE_GUARD
+        ..bb           mmap
+        aaaaaa         case 1
+        xxxxxx         has MAYBE_GUARD
+        """,
+    )
+    play(
+        kernels,
+        """
+        aa             mmap
+        ..bb           mmap r
+        ....cc         mmap
+        ....x          madvise GUARD_INSTALL
+        ..xx           mprotect rw
+        aaaaaa         case 6
+        xxxxxx         has MAYBE_GUARD
+        """,
+    )
+    play(
+        kernels,
+        """
+        aa             mmap noreserve
+        ..bb           mmap r noreserve
+        ..x            madvise GUARD_INSTALL
+        ..xx           mprotect rw
+        aaaa           case 7
+        xxxx           has MAYBE_GUARD
+        """,
+    )
+    play(
+        "linux-6.18+series",
+        """
+        aa....bb       mmap
+        ......x        madvise GUARD_INSTALL
+        ......xx       mremap ..bb
+        aaaa           case 2
+        xxxx           has MAYBE_GUARD
+        """,
+    )
+    play(
+        "linux-6.12",
+        """
+        aa             mmap
+        xx             madvise GUARD_INSTALL => EINVAL
+        """,
+    )
+
+
 def test_the_offset_of_a_moved_vma_keeps_it_apart() -> None:
     play(
         STOCK,

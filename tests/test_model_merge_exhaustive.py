@@ -65,7 +65,7 @@ ERAS: dict[str, dict[str, bool]] = {
     "linux-5.17": {"close-apart": True, "takes-faulted": False, "sticky-guard": False, "upper-first": False},
     "linux-6.1": {"close-apart": True, "takes-faulted": False, "sticky-guard": False, "upper-first": True},
     "linux-6.12": {"close-apart": False, "takes-faulted": False, "sticky-guard": False, "upper-first": False},
-    "linux-6.18": {"close-apart": False, "takes-faulted": True, "sticky-guard": False, "upper-first": False},
+    "linux-6.18": {"close-apart": False, "takes-faulted": True, "sticky-guard": True, "upper-first": False},
     "linux-7.2": {"close-apart": False, "takes-faulted": True, "sticky-guard": True, "upper-first": False},
 }
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vmaweld.abi import PAGE_SHIFT, VM_SPECIAL
+from vmaweld.abi import PAGE_SHIFT, VM_MAYBE_GUARD, VM_SPECIAL
 from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain
 from vmaweld.model.vma import VMA
 from vmaweld.policy import Policy
@@ -269,11 +269,13 @@ def apply_merge(m: MergeState, space: AddressSpace) -> VMA:
     assert survivor is not None
     middle = m.middle
     pages = space.pages
+    survivor.flags |= m.flags & VM_MAYBE_GUARD  # flags that may differ stick (VM_STICKY)
 
     # What the survivor takes over: the range's pages, and in cases 1 and 6 the successor's.
     if case in (1, 6):
         gone = m.next
         assert gone is not None
+        survivor.flags |= gone.flags & VM_MAYBE_GUARD
         if gone.anon_vma is not None:
             if survivor.anon_vma is None:
                 clone_chain(survivor, gone)
