@@ -150,7 +150,7 @@ def _run(
     command: list[str], source: PerfRecorder | StraceRecorder, snapshots: bool
 ) -> tuple[int, int, list[Sample], float]:
     with Launch(source.command(command)) as launch:
-        sampler = Sampler(launch.pid, source.clock, source.tick)
+        sampler = Sampler(launch.pid, source.clock, source.tick, keep_busy=not source.seizes)
         try:
             source.attach(launch.pid)
             if snapshots:
@@ -184,11 +184,11 @@ def _without_gc() -> Iterator[None]:
 def _notes(metadata: Metadata) -> list[str]:
     """What the losses mean, a line each."""
     meanings = {
-        "perf_records": "perf lost {} records: events are missing, what follows them may be wrong",
+        "perf_records": "records lost by perf (events are missing, what follows them may be wrong): {:,}",
         "perf_file_cut_short": "perf did not finish its file: the end of the recording is missing",
-        "processes_32_bit": "{} 32-bit programs were left out",
-        "userfaultfd": "{} userfaultfds were made; which ranges were registered is not seen",
-        "execs_without_mappings": "{} programs ended before their own mappings could be looked up",
-        "tasks_of_unknown_parent": "{} tasks were left out: who made them is not known",
+        "processes_32_bit": "32-bit programs, left out: {:,}",
+        "userfaultfd": "userfaultfds made, with ranges that perf does not see: {:,}",
+        "execs_without_mappings": "programs that ended too soon for a look at what exec had mapped: {:,}",
+        "tasks_of_unknown_parent": "tasks left out, for it is not known who made them: {:,}",
     }
     return [meanings[cause].format(number) for cause, number in metadata.losses.items() if cause in meanings]

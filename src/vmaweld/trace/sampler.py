@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vmaweld.kernel import snapshots
+from vmaweld.kernel import procfs, snapshots
 from vmaweld.kernel.errors import KernelError
 from vmaweld.snapshot import Snapshot
 
@@ -28,20 +28,28 @@ _MAX_SHARE: Final = 0.1  # of one CPU
 
 @dataclass(slots=True, frozen=True)
 class Sample:
-    """A snapshot that was taken between `begin` and `end`, nanoseconds of the sampler's clock."""
+    """A snapshot that was taken between `begin` and `end`, nanoseconds of the sampler's clock.
+
+    busy: the process was seen to take page faults or to change its VMAs meanwhile, so no place for it is exact.
+    """
 
     begin: int
     end: int
     snapshot: Snapshot
+    busy: bool = False
 
 
 class Sampler:
     """Takes snapshots of `root` and its descendants, each process at ever longer intervals, within bounds.
 
     clock: nanoseconds of the clock that the recorder stamps its records with. tick: seconds between looks for new ones.
+    keep_busy: keep the first look at each program even where it was busy meanwhile.
     """
 
-    def __init__(self, root: int, clock: Callable[[], int], tick: float) -> None:
+    def __init__(self, root: int, clock: Callable[[], int], tick: float, *, keep_busy: bool = False) -> None:
+        self._keep_busy = keep_busy
+        # Asked once: a refused BPF program costs more time than many short-lived processes have.
+        self._exact = snapshots.bpf_available()[0]
         self._root = root
         self._tick = tick
         self._clock = clock
@@ -69,21 +77,21 @@ class Sampler:
             time.sleep(0.001)
         self._take(pid)
 
-    def _take(self, pid: int) -> bool:
-        """Take one now. False where the process was seen to be busy meanwhile: such a snapshot has no exact place."""
+    def _take(self, pid: int, *, keep_busy: bool = False) -> bool:
+        """Take one now; False where the process was busy meanwhile."""
         faults = _faults(pid)
         begin = self._clock()
         try:
-            snapshot = snapshots.take(pid)
+            snapshot = snapshots.take(pid) if self._exact else procfs.read_maps(pid)
         except (KernelError, OSError):
             return True
         end = self._clock()
-        if not snapshot.consistent or faults != _faults(pid):
-            return False
-        with self._lock:
-            self._samples.append(Sample(begin, end, snapshot))
-            self._rows += len(snapshot.rows)
-        return True
+        busy = not snapshot.consistent or faults != _faults(pid)
+        if not busy or keep_busy:
+            with self._lock:
+                self._samples.append(Sample(begin, end, snapshot, busy))
+                self._rows += len(snapshot.rows)
+        return not busy
 
     def _run(self) -> None:
         due: dict[tuple[int, str], tuple[float, float]] = {}  # pid and program -> (when next, interval after that)
@@ -92,8 +100,13 @@ class Sampler:
             for pid in descendants(self._root):
                 key = pid, _program(pid)
                 when, interval = due.get(key, (began, _FIRST_INTERVAL * self._tick))
-                if when <= began and self._take(pid):
+                if when > began:
+                    continue
+                first = key not in due
+                if self._take(pid, keep_busy=first and self._keep_busy):
                     due[key] = began + interval, 2 * interval
+                else:
+                    due[key] = began, interval
             spent = time.monotonic() - began
             self._stop.wait(max(self._tick, spent / _MAX_SHARE))
 

@@ -259,7 +259,7 @@ class _Feed:
         sample = self._samples[self._next_sample]
         self._next_sample += 1
         quiet = self._assembler.quiet_since(sample.snapshot.pid)
-        if quiet is not None and quiet < sample.begin - _MARGIN:
+        if quiet is not None and quiet < sample.begin - _MARGIN and not sample.busy:
             self._writer.append_snapshot(sample.snapshot, max(0, sample.end - self._begin))
 
     def finish(self) -> None:
