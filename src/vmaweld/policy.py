@@ -69,11 +69,23 @@ UFFD_UNREGISTER_OWN = "uffd-unregister-own"
 """Since 6.17: a userfaultfd cannot unregister what another one has registered."""
 POPULATE_STOPS_AT_HOLE = "populate-stops-at-hole"
 """Since 6.9: MADV_POPULATE_* end with ENOMEM at a hole; before, they went on behind it, as other advice does."""
+MREMAP_NEEDS_VMA = "mremap-needs-vma"
+"""Since 5.16: mremap finds a VMA at the old address before anything else; before, one that only shrinks needed none."""
+DONTUNMAP_UNLINKS = "dontunmap-unlinks"
+"""Since 5.13: a VMA emptied by MREMAP_DONTUNMAP loses its anon_vma."""
+DONTUNMAP_ACCOUNTS_NEXT = "dontunmap-accounts-next"
+"""Until 5.12, by mistake: MREMAP_DONTUNMAP of the middle of an accounted VMA sets VM_ACCOUNT on the VMA above it."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 
-_5_10 = frozenset({FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, CLOSE_NEVER_MERGES})
-_5_17 = _5_10 | {DONTUNMAP_ANY, MADV_POPULATE, ANON_NAMES}
+_5_10 = frozenset({DONTUNMAP_ACCOUNTS_NEXT, FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, CLOSE_NEVER_MERGES})
+_5_17 = (_5_10 - {DONTUNMAP_ACCOUNTS_NEXT}) | {
+    DONTUNMAP_ANY,
+    MADV_POPULATE,
+    ANON_NAMES,
+    MREMAP_NEEDS_VMA,
+    DONTUNMAP_UNLINKS,
+}
 _6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT}) | {
     MERGE_AFTER_GROW,
     MMAP_ASKS_NEXT_FIRST,
@@ -134,10 +146,12 @@ class Policy:
         "anon_names",
         "brk_merges_next",
         "close_never_merges",
+        "dontunmap_accounts_next",
         "dontunmap_any",
         "dontunmap_keeps_two",
         "dontunmap_resets_pgoff",
         "dontunmap_splits_locked",
+        "dontunmap_unlinks",
         "droppable",
         "fork_reuses_by_degree",
         "guard_flag",
@@ -153,6 +167,7 @@ class Policy:
         "mremap_checks_first",
         "mremap_headroom_exact",
         "mremap_moves_many",
+        "mremap_needs_vma",
         "mseal",
         "name",
         "populate_stops_at_hole",
@@ -199,6 +214,9 @@ class Policy:
         self.uffd_move: bool = UFFD_MOVE in rows
         self.uffd_unregister_own: bool = UFFD_UNREGISTER_OWN in rows
         self.populate_stops_at_hole: bool = POPULATE_STOPS_AT_HOLE in rows
+        self.mremap_needs_vma: bool = MREMAP_NEEDS_VMA in rows
+        self.dontunmap_unlinks: bool = DONTUNMAP_UNLINKS in rows
+        self.dontunmap_accounts_next: bool = DONTUNMAP_ACCOUNTS_NEXT in rows
         self.ignored_flags: int = VM_SOFTDIRTY | (VM_MAYBE_GUARD if self.guard_flag else 0)
         """Flags in which a request and its neighbour may differ (``VM_IGNORE_MERGE``)."""
 

@@ -12,6 +12,7 @@ from vmaweld.abi import (
     PAGE_SHIFT,
     PAGE_SIZE,
     TASK_SIZE,
+    VM_ACCOUNT,
     VM_DONTEXPAND,
     VM_LOCKED,
     VM_LOCKED_MASK,
@@ -72,16 +73,19 @@ def mremap(
         return _move_many(space, addr, old_length, flags, new_addr)
 
     vma = space.vmas.find(addr)
-    if vma is None or vma.start > addr:
+    found = vma is not None and vma.start <= addr
+    if not found and policy.mremap_needs_vma:
         raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
     if implies_new:
         return _remap_to(space, addr, old_length, new_length, flags, new_addr, placed)
-    if vma.flags & VM_SEALED:
+    if found and vma is not None and vma.flags & VM_SEALED:
         raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
     if old_length >= new_length:
         if old_length > new_length:
             space.unmap(addr + new_length, addr + old_length)
         return addr
+    if not found or vma is None:
+        raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
     _check_resize(vma, addr, old_length, new_length, flags)
     if vma.end - addr == old_length and _expandable(space, vma, new_length - old_length):
         locked = vma.flags & VM_LOCKED
@@ -240,7 +244,11 @@ def _move(space: AddressSpace, vma: VMA, addr: int, old_length: int, new_length:
         new.flags &= ~VM_UFFD_ANY
     if dontunmap:
         source.flags &= ~VM_LOCKED_MASK
-        if source.start == addr and source.end == addr + old_length:
+        inside = source.start < addr and addr + old_length < source.end
+        above = source.next
+        if policy.dontunmap_accounts_next and inside and source is not new and source.flags & VM_ACCOUNT and above:
+            above.flags |= VM_ACCOUNT
+        if policy.dontunmap_unlinks and source.start == addr and source.end == addr + old_length:
             unlink_chain(source)
             if source.anonymous and policy.dontunmap_resets_pgoff:
                 source.pgoff = source.start >> PAGE_SHIFT

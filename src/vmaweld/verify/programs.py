@@ -69,7 +69,8 @@ MOST_PROCESSES: Final = 4
 _RW: Final = PROT_READ | PROT_WRITE
 _PROTECTIONS: Final = (_RW, _RW, _RW, _RW, PROT_READ, PROT_READ, PROT_NONE, _RW | PROT_EXEC, PROT_WRITE, PROT_EXEC)
 _LENGTHS: Final = (1, 1, 1, 1, 2, 2, 2, 3, 4, 5, 8, 13)
-_FILES: Final = ("/memfd:a", "/memfd:b", "file-a")
+MEMFDS: Final = ("/memfd:a", "/memfd:b")
+DISK_FILE: Final = "file-a"
 _ADVICE: Final = (
     *(MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP, MADV_DODUMP, MADV_WIPEONFORK, MADV_KEEPONFORK),
     *(MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_MERGEABLE, MADV_UNMERGEABLE),
@@ -113,6 +114,7 @@ class ProgramMaker:
 
     low, high: the arena.     brk: the program break may be moved; it begins at this address (None: no BRK events).
     operations: only these (all where None).     seal: include mseal, in a share of the programs.
+    files: what file mappings map.
     """
 
     def __init__(
@@ -123,11 +125,13 @@ class ProgramMaker:
         brk: int | None = None,
         operations: frozenset[str] | None = None,
         seal: bool = False,
+        files: tuple[str, ...] = MEMFDS,
     ) -> None:
         self.low = low
         self.high = high
         self.brk = brk
         self.seal = seal
+        self.files = files
         self._shares = tuple(
             0 if (operations is not None and kind not in operations) or (kind == ev.BRK and brk is None) else share
             for kind, share in zip(_KINDS, _SHARES, strict=True)
@@ -219,7 +223,7 @@ class _Maker:
         pgoff = 0
         chance = r.random()
         if chance < 0.12:
-            file = r.choice(_FILES)
+            file = r.choice(self.maker.files)
             flags = MAP_PRIVATE if r.random() < 0.7 else MAP_SHARED
             # Offsets that follow the address let neighbours be linear.
             pgoff = (address - self.windows[0]) // PAGE_SIZE % 64 if r.random() < 0.7 else r.randrange(8)

@@ -1,6 +1,7 @@
 """Many programs of many seeds: the measurement that `vmaweld verify` prints."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ from vmaweld.kernel import syscalls
 from vmaweld.kernel.executor import ARENA_LOW, Executor
 from vmaweld.policy import Policy, policy_for_release
 from vmaweld.verify.check import Bench, Difference
-from vmaweld.verify.programs import ProgramMaker
+from vmaweld.verify.programs import DISK_FILE, MEMFDS, ProgramMaker
 from vmaweld.verify.shrink import shrink
 
 PROGRAM_LENGTH: Final = 60
@@ -91,6 +92,17 @@ def make_bench(policy: Policy | None = None, *, exact: bool | None = None) -> Be
     )
 
 
+def _temporary_files_on_disk() -> bool:
+    """True if temporary files lie on a common disk file system; others place and move mappings by rules of their own."""
+    device = os.stat(tempfile.gettempdir()).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[2] == wanted:
+            return fields[fields.index("-") + 1] in ("ext4", "xfs", "f2fs")
+    return False
+
+
 def make_maker(bench: Bench, operations: frozenset[str] | None = None) -> ProgramMaker:
     """Programs for `bench`'s arena and kernel."""
     executor = bench.executor
@@ -100,6 +112,7 @@ def make_maker(bench: Bench, operations: frozenset[str] | None = None) -> Progra
         brk=_BRK if executor.can_brk else None,
         operations=operations,
         seal=bench.policy.mseal,
+        files=(*MEMFDS, DISK_FILE) if _temporary_files_on_disk() else MEMFDS,
     )
 
 
