@@ -1,5 +1,6 @@
 """The trace file gives back what was written, streams, and says in one line why a file is none."""
 
+import dataclasses
 import json
 import tracemalloc
 from pathlib import Path
@@ -8,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vmaweld.events import Event
+from vmaweld.events import OPERATIONS, Event
 from vmaweld.snapshot import Row, Snapshot
-from vmaweld.trace.store import FORMAT, Metadata, TakenSnapshot, TraceError, TraceWriter, open_trace
+from vmaweld.trace.store import FORMAT, SCHEMA, Metadata, TakenSnapshot, TraceError, TraceWriter, open_trace
 
 
 def sample_events(count: int, pids: int = 3) -> list[Event]:
@@ -221,6 +222,12 @@ def test_unknown_metadata_of_a_later_minor_version_is_ignored(tmp_path: Path) ->
     values = json.loads(pq.ParquetFile(path).metadata.metadata[b"vmaweld"]) | {"invented_later": 1}
     pq.write_table(table.replace_schema_metadata({"vmaweld": json.dumps(values)}), path)
     assert open_trace(path).metadata.recorder == "perf"
+
+
+def test_the_documentation_names_every_column_and_key() -> None:
+    text = (Path(__file__).parent.parent / "docs/trace-file.md").read_text()
+    for name in (*SCHEMA.names, *(f.name for f in dataclasses.fields(Metadata)), *OPERATIONS):
+        assert f"`{name}`" in text
 
 
 def test_missing_and_unwritable_paths(tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ Examples:
 """
 
 
+INTERRUPTED = 128 + 2
+"""Exit status of who was interrupted, as shells tell it."""
+
+
 class ProgressBar:
     """How far the work is, on stderr, for people only: nothing where stderr is no terminal."""
 
@@ -97,6 +101,9 @@ def record_for_terminal(command: list[str], output: Path, recorder: str | None, 
         fail(f"cannot record: {error}", UNSUPPORTED)
     except TraceError as error:
         fail(str(error), NO)
+    except KeyboardInterrupt:
+        kept = f"{output} holds what had been read by then" if output.exists() else "there is no trace"
+        fail(f"interrupted after the command had ended: {kept}", INTERRUPTED)
     for note in recording.metadata.notes:
         click.echo(f"vmaweld: {note}", err=True)
     return recording

@@ -176,15 +176,18 @@ class TraceWriter:
         pending = self._pending
         if not pending:
             return
+        columns = [pa.array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
+        columns += [pa.nulls(len(pending), type) for _, type in _ROW_COLUMNS]
+        batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+        pids = {event.pid for event in pending}
+        # An interrupt may come anywhere above, and then `close` does it all again; from here on it is done.
         self._pending = []
         if self._first is None:
             self._first = pending[0].time
         self.metadata.duration = pending[-1].time - self._first
         self.metadata.events += len(pending)
-        self._pids.update([event.pid for event in pending])
-        columns = [pa.array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
-        columns += [pa.nulls(len(pending), type) for _, type in _ROW_COLUMNS]
-        self._add(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+        self._pids |= pids
+        self._add(batch)
 
     def _add(self, batch: pa.RecordBatch) -> None:
         self._batches.append(batch)
