@@ -117,7 +117,8 @@ def summary_text(answer: Answer) -> str:
     )
     if answer.series is not None:
         recovered = answer.losses.recovered[answer.series]
-        text += f" With the series {recovered:,} of them happen ({percent_text(recovered, missed)})."
+        happen = "happens" if recovered == 1 else "happen"
+        text += f" With the series {recovered:,} of them {happen} ({percent_text(recovered, missed)})."
     return text
 
 
@@ -167,12 +168,14 @@ def caveats(answer: Answer) -> list[str]:
     notes += metadata.notes
     if metadata.interrupted:
         notes.append("The recording was cut short; what happened until then is whole.")
+    alike: dict[str, list[str]] = {}
     for policy in answer.policies:
         if policy.diverged:
-            notes.append(
-                f"Under {policy.policy.name} {count_text(policy.diverged, 'call')} ended otherwise than in the "
-                f"recording ({divergences_text(policy.divergences)}); `vmaweld replay --verbose` shows them."
-            )
+            alike.setdefault(divergences_text(policy.divergences), []).append(policy.policy.name)
+    for how, names in alike.items():
+        where = "every policy" if len(names) == len(answer.policies) else " and ".join(names)
+        notes.append(f"Calls that ended otherwise than in the recording, under {where}: {how} (replay --verbose).")
+    for policy in answer.policies:
         if policy.over_limit:
             notes.append(
                 f"Under {policy.policy.name} a process passes vm.max_map_count ({metadata.max_map_count:,}), beyond "
@@ -181,8 +184,8 @@ def caveats(answer: Answer) -> list[str]:
     faults = answer.policies[0].bad_faults
     if faults and metadata.faults == "seen":
         notes.append(
-            f"{count_text(faults, 'recorded fault')} hit memory without access: signals to the program, or calls that "
-            "were not recorded."
+            f"{count_text(faults, 'recorded fault')} hit memory without access: signals to the program, calls that "
+            "answered EFAULT, or calls that were not recorded."
         )
     return notes
 
