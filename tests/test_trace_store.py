@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -148,6 +149,20 @@ def test_snapshots_keep_their_place_and_their_hidden_fields(tmp_path: Path) -> N
     assert [isinstance(item, TakenSnapshot) for item in items[:6]] == [False, False, False, True, True, False]
     assert [item for item in items if isinstance(item, Event)] == events
     assert [each.snapshot.pid for each in trace.snapshots(pids=[8])] == [8]
+
+
+def test_a_path_that_is_no_utf8_shows_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    name = os.fsdecode(b"/tmp/\xff\xc3\xa4")
+    with TraceWriter(path, Metadata(command=[name])) as writer:
+        writer.append(Event("mmap", 1, file=name))
+        writer.append_snapshot(
+            Snapshot(1, [Row(0, 4096, 1, file=name)], source="procfs", flags_exact=False, hidden=False), 1
+        )
+    trace = open_trace(path)
+    assert [event.file for event in trace.events()] == ["/tmp/\\xffä"]
+    assert [taken.snapshot.rows[0].file for taken in trace.snapshots()] == ["/tmp/\\xffä"]
+    assert trace.metadata.command == [name]
 
 
 def test_reading_holds_one_batch_at_a_time(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ class TraceWriter:
         pending = self._pending
         if not pending:
             return
-        columns = [pa.array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
+        columns = [_array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
         columns += [pa.nulls(len(pending), type) for _, type in _ROW_COLUMNS]
         batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
         pids = {event.pid for event in pending}
@@ -239,6 +239,14 @@ class TraceWriter:
             self._discard()
 
 
+def _array(values: list[Any], type: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, type)
+    except UnicodeEncodeError:
+        # A path that is no UTF-8, decoded with surrogates: Parquet's strings are UTF-8, so show its bytes.
+        return pa.array([v and v.encode(errors="surrogateescape").decode(errors="backslashreplace") for v in values])
+
+
 def _cannot_write(path: Path, error: OSError) -> TraceError:
     return TraceError(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}")
 
@@ -274,7 +282,7 @@ def _snapshot_batch(snapshot: Snapshot, time: int) -> pa.RecordBatch:
         "file_id": [None] + [row.file_id for row in rows],
         "close": [None] + [row.close for row in rows],
     }
-    return pa.RecordBatch.from_arrays([pa.array(values[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+    return pa.RecordBatch.from_arrays([_array(values[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
 
 
 class Trace:
