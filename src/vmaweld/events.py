@@ -184,3 +184,39 @@ class Event:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def events_from_columns(
+    ops: list[str],
+    pids: list[int],
+    addrs: list[int],
+    lengths: list[int],
+    prots: list[int],
+    flags: list[int],
+    files: list[str],
+    pgoffs: list[int],
+    new_addrs: list[int],
+    new_lengths: list[int],
+    children: list[int],
+    results: list[int | None],
+    times: list[int],
+) -> list[Event]:
+    """Events from a table: one list a field, all of one length, in the order of `Event`'s fields."""
+    return [
+        Event(
+            ops[row],
+            pids[row],
+            addr=addrs[row],
+            length=lengths[row],
+            prot=prots[row],
+            flags=flags[row],
+            file=files[row],
+            pgoff=pgoffs[row],
+            new_addr=new_addrs[row],
+            new_length=new_lengths[row],
+            child=children[row],
+            result=results[row],
+            time=times[row],
+        )
+        for row in range(len(ops))
+    ]

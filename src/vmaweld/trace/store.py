@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vmaweld import __version__
-from vmaweld.events import Event
+from vmaweld.events import Event, events_from_columns
 from vmaweld.snapshot import Row, Snapshot
+from vmaweld.trace.columns import as_list
 
 FORMAT: Final = 1
 """Version of the schema. A reader refuses a higher one; columns and keys may be added without raising it."""
@@ -61,6 +62,7 @@ _DICTIONARY: Final = ["op", "pid", "prot", "file", "child", "name", "mempolicy",
 
 _BATCH_ROWS: Final = 1 << 15
 _GROUP_ROWS: Final = 1 << 17
+_SLICE_ROWS: Final = 1 << 11  # events made at a time: few enough to stay in the processor's cache until they are used
 
 
 class TraceError(Exception):
@@ -374,25 +376,9 @@ class Trace:
 
 
 def _events(batch: pa.RecordBatch) -> Iterator[Event]:
-    columns = [batch.column(name).to_pylist() for name, _ in _EVENT_COLUMNS]
-    for op, pid, addr, length, prot, flags, file, pgoff, new_addr, new_length, child, result, time in zip(
-        *columns, strict=True
-    ):
-        yield Event(
-            op,
-            pid,
-            addr=addr,
-            length=length,
-            prot=prot,
-            flags=flags,
-            file=file,
-            pgoff=pgoff,
-            new_addr=new_addr,
-            new_length=new_length,
-            child=child,
-            result=result,
-            time=time,
-        )
+    for offset in range(0, batch.num_rows, _SLICE_ROWS):
+        part = batch.slice(offset, _SLICE_ROWS)
+        yield from events_from_columns(*[as_list(part.column(name)) for name, _ in _EVENT_COLUMNS])
 
 
 def _rows(batch: pa.RecordBatch) -> list[Row]:
