@@ -8,7 +8,7 @@ COMPILED := build/compiled
 # Tests whose subject is what gets compiled; the rest would only run the same Python twice.
 COMPILED_TESTS := $(sort $(wildcard tests/test_build*.py tests/test_model_*.py tests/test_seams*.py \
 	tests/test_study*.py tests/test_verify*.py tests/test_replay*.py))
-MODULES := $(wildcard src/vmaweld/*.py src/vmaweld/model/*.py)
+MODULES := $(wildcard src/vmaweld/*.py src/vmaweld/model/*.py src/vmaweld/study/*.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore

@@ -1,4 +1,4 @@
-"""Build hook: compiles the model with mypyc where a C compiler is there, else leaves it as plain Python.
+"""Build hook: compiles the model and its replay with mypyc where a C compiler is there, else leaves it as plain Python.
 
 ``VMAWELD_COMPILE=1`` insists on compiling, ``VMAWELD_COMPILE=0`` forbids it. An editable install is always pure:
 what is edited is what runs.
@@ -18,6 +18,7 @@ from setuptools import setup
 
 COMPILED = [
     *(f"src/vmaweld/{name}.py" for name in ("abi", "events", "snapshot", "policy", "seams")),
+    *(f"src/vmaweld/study/{name}.py" for name in ("replay", "missed", "timeline", "tally")),
     *sorted(path for path in glob("src/vmaweld/model/*.py") if not path.endswith("__init__.py")),
 ]
 # One run of setup.py serves many commands (egg_info, sdist, editable_wheel ...); only these need the extensions.
