@@ -8,6 +8,7 @@ from vmaweld.abi import (
     DEFAULT_MAX_MAP_COUNT,
     MAP_FIXED,
     MMAP_MIN_ADDR,
+    PAGE_SHIFT,
     VM_DONTCOPY,
     VM_LOCKED_MASK,
     VM_UFFD_ANY,
@@ -19,7 +20,7 @@ from vmaweld.model.address_space import DEFAULT_MMAP_BASE, AddressSpace, Machine
 from vmaweld.model.anon_vma import AnonVma
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import touch
-from vmaweld.model.pages import SharedPages
+from vmaweld.model.pages import PageRun
 from vmaweld.model.tracepoints import Tracepoints
 from vmaweld.model.vma import VMA
 from vmaweld.policy import Policy
@@ -266,30 +267,34 @@ class System:
 
     def _check_rmap(self, spaces: list[AddressSpace]) -> None:
         """Every run found by the walk from its own pages, as often as its mapcount says."""
-        mapped: dict[SharedPages, dict[int, int]] = {}
         for space in spaces:
             for run in space.pages.all_runs():
                 if run.shared is None:
-                    places = self._walk(run.anon_vma, run.index, None)
-                    assert places == 1, f"{run!r} is exclusive and found {places} times"
+                    for index in (run.index, run.index_end - 1):
+                        found = self._walk(run, index)
+                        assert found == 1, f"page {index:#x} of {run!r} is exclusive and found {found} times"
                     continue
-                steps = mapped.setdefault(run.shared, {})
                 for first, last, count in run.shared.steps(run.index, run.index_end):
                     assert count > 0, f"{run!r} is mapped with mapcount 0"
                     for index in (first, last - 1):
-                        steps[index] = count
-                        found = self._walk(run.anon_vma, index, run.shared)
+                        found = self._walk(run, index)
                         assert found == count, f"page {index:#x} of {run!r}: mapcount {count}, found {found}"
 
-    def _walk(self, anon_vma: AnonVma, index: int, shared: SharedPages | None) -> int:
-        """How many places a reverse map walk of the page (`anon_vma`, `index`, `shared`) finds (``rmap_walk_anon``)."""
+    def _walk(self, run: PageRun, index: int) -> int:
+        """How many places a reverse map walk of the page `index` of `run` finds (``rmap_walk_anon``).
+
+        A place counts if that very page is mapped there: offsets may repeat within an anon_vma, since mremap keeps
+        them while it grows the copy.
+        """
         found = 0
-        for vma in anon_vma.vmas:
+        for vma in run.anon_vma.vmas:
             if not vma.pgoff <= index < vma.pgoff + vma.pages:
                 continue
             address = vma.address_of(index)
-            for run in vma.space.pages.runs(address, address + 1):
-                if run.anon_vma is anon_vma and run.shared is shared and run.index <= index < run.index_end:
+            for there in vma.space.pages.runs(address, address + 1):
+                same = there is run if run.shared is None else there.shared is run.shared
+                linear = there.index + ((address - there.start) >> PAGE_SHIFT) == index
+                if same and linear and there.anon_vma is run.anon_vma:
                     found += 1
         return found
 
