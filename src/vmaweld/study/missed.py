@@ -96,7 +96,7 @@ def what_holds(policy: Policy, left: VMA, right: VMA) -> tuple[str, str]:
     if left.anon_vma is None or right.anon_vma is None:
         if len(left.chain) > 1 or len(right.chain) > 1:
             return SHARED, "one side was inherited through fork"
-        if left.anon_vma is right.anon_vma:
+        if left.anon_vma is right.anon_vma or policy.unfaulted_takes_faulted:
             return OTHER, "could merge, but nothing asked"
         return UNFAULTED, "only one side was ever written to (forbidden until 6.15)"
     if left.anon_vma is right.anon_vma:
