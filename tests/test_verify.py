@@ -1,5 +1,6 @@
 """The verification itself: that it sees differences, shrinks them, and finds none between model and running kernel."""
 
+import copy
 import json
 import random
 import subprocess
@@ -36,6 +37,13 @@ def bench() -> Iterator[Bench]:
         raise
     with made.executor:
         yield made
+
+
+def under(bench: Bench, policy: str) -> Bench:
+    """The same bench, held against other rules."""
+    other = copy.copy(bench)
+    other.policy = parse_policy(policy)
+    return other
 
 
 def snapshot(*rows: Row) -> Snapshot:
@@ -137,9 +145,7 @@ def test_the_running_kernel_agrees_with_what_hypothesis_thinks_of(
 @pytest.mark.live
 def test_a_wrong_rule_is_caught_and_shrunk(bench: Bench) -> None:
     """Under the series the model merges what no released kernel does: verify must see it and tell it shortly."""
-    wrong = Bench(
-        bench.executor, parse_policy(running_policy().name + "+series"), brk=bench.brk, anon_names=bench.anon_names
-    )
+    wrong = under(bench, running_policy().name + "+series")
     outcome = run(wrong, events=20_000, first_seed=5)
     assert outcome.difference is not None
     assert len(outcome.difference.program) <= 8
@@ -152,7 +158,7 @@ def test_every_other_kernel_is_told_apart(bench: Bench, kernel: str) -> None:
     """Each policy differs from the running kernel's in some row that random programs reach."""
     if kernel == running_policy().name:
         return
-    other = Bench(bench.executor, parse_policy(kernel), brk=bench.brk, anon_names=bench.anon_names)
+    other = under(bench, kernel)
     maker = make_maker(other)
     assert any(other.check(maker.make(seed, 60)) is not None for seed in range(400))
 
@@ -169,7 +175,7 @@ def test_a_dead_process_is_a_difference_not_a_hang(bench: Bench) -> None:
 
 @pytest.mark.live
 def test_shrunk_difference_is_stable(bench: Bench) -> None:
-    wrong = Bench(bench.executor, parse_policy("linux-5.10"), brk=bench.brk, anon_names=bench.anon_names)
+    wrong = under(bench, "linux-5.10")
     maker = make_maker(wrong)
     for seed in range(200):
         found = wrong.check(maker.make(seed, 60))

@@ -6,12 +6,15 @@ import errno
 from typing import Final
 
 from vmaweld.abi import (
+    HUGE_PAGE_SIZE,
     PAGE_SHIFT,
     PAGE_SIZE,
     STACK_GUARD_GAP,
     TASK_SIZE,
     VM_GROWSDOWN,
+    VM_HUGEPAGE,
     VM_LOCKED,
+    VM_NOHUGEPAGE,
     VM_SEALED,
     VM_SHARED,
     VM_UFFD_ANY,
@@ -36,6 +39,8 @@ class Machine:
     policy: the kernel's rules.     trace: collects merge records, or None.
     max_map_count: ``vm.max_map_count``.      overcommit_never: ``vm.overcommit_memory`` is 2.
     anon_names: the kernel has CONFIG_ANON_VMA_NAME.     stack_limit: RLIMIT_STACK in bytes.
+    thp: transparent huge pages are "always", on "madvise" or "never" made.
+    total_pages: memory and swap; no single mapping of a fork may commit more (0: no limit).
     pkeys: the processor has protection keys, so memory that is only executable gets one that forbids reading.
     file_pages: sizes, in pages, of the files whose size matters: shared anonymous memory and segments.
     """
@@ -52,6 +57,8 @@ class Machine:
         "pkeys",
         "policy",
         "stack_limit",
+        "thp",
+        "total_pages",
         "trace",
     )
 
@@ -66,6 +73,8 @@ class Machine:
         overcommit_never: bool,
         stack_limit: int,
         pkeys: bool,
+        thp: str,
+        total_pages: int,
     ) -> None:
         self.policy: Policy = policy
         self.trace: Tracepoints | None = trace
@@ -76,6 +85,8 @@ class Machine:
         self.overcommit_never: bool = overcommit_never
         self.stack_limit: int = stack_limit
         self.pkeys: bool = pkeys
+        self.thp: str = thp
+        self.total_pages: int = total_pages
         self.last_anon_vma: int = 0
         self.last_file: int = 0
         self.file_pages: dict[str, int] = {}
@@ -295,6 +306,21 @@ class AddressSpace:
             return
         anon_vma = self.prepare_anon_vma(vma)
         self.pages.write(start, end, anon_vma, vma.pgoff_at(start))
+
+    def read_pages(self, vma: VMA, start: int, end: int) -> None:
+        """Read every page of ``[start, end)`` of `vma`, which maps zero pages and leaves no trace, but for one.
+
+        A fault that may take a huge page prepares the anon_vma before it asks whether it is a read
+        (``do_huge_pmd_anonymous_page``): so does one in 2 MiB that lie wholly in the VMA and hold nothing yet.
+        """
+        thp = self.machine.thp
+        if vma.anon_vma is not None or not vma.anonymous or thp == "never" or vma.flags & VM_NOHUGEPAGE:
+            return
+        if thp == "madvise" and not vma.flags & VM_HUGEPAGE:
+            return
+        block = max(start & -HUGE_PAGE_SIZE, (vma.start + HUGE_PAGE_SIZE - 1) & -HUGE_PAGE_SIZE)
+        if block < end and block + HUGE_PAGE_SIZE <= vma.end:
+            self.prepare_anon_vma(vma)
 
     def fork_vma(self, vma: VMA, child: AddressSpace, flags: int, *, wipe: bool) -> None:
         """Copy `vma` into `child` with `flags` (one turn of ``dup_mmap``). wipe: no pages, no anon_vma."""

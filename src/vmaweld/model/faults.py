@@ -47,7 +47,7 @@ def execute_only(vma: VMA) -> bool:
 def touch(space: AddressSpace, addr: int, length: int, *, write: bool) -> int:
     """Read or write every page of ``[addr, addr + length)``, in order. Returns 0.
 
-    A read maps the zero page or the file's and leaves no trace here. Raises EFAULT at the first page that may not be
+    Raises EFAULT at the first page that may not be
     touched; what lies before it has been.
     """
     start = page_align_down(addr)
@@ -70,6 +70,8 @@ def touch(space: AddressSpace, addr: int, length: int, *, write: bool) -> int:
             raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
         if write:
             space.write_pages(vma, start, stop)
+        else:
+            space.read_pages(vma, start, stop)
         start = stop
     return 0
 
@@ -83,6 +85,8 @@ def populate(space: AddressSpace, start: int, end: int, *, ignore_errors: bool) 
                 space.write_pages(vma, max(vma.start, start), min(vma.end, end))
             elif not accessible(vma, write=False) and not ignore_errors:
                 raise LinuxError(errno.ENOMEM, f"{vma.start:#x} allows no access")
+            elif accessible(vma, write=False):
+                space.read_pages(vma, max(vma.start, start), min(vma.end, end))
             if space.file_end(vma) < min(vma.end, end) and not ignore_errors:
                 raise LinuxError(errno.ENOMEM, f"{vma.start:#x} reaches past the end of its file")
         vma = vma.next
@@ -101,5 +105,7 @@ def populate_advice(space: AddressSpace, start: int, end: int, *, write: bool) -
             raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
         if write:
             space.write_pages(vma, start, stop)
+        else:
+            space.read_pages(vma, start, stop)
         start = stop
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from vmaweld import events as ev
 from vmaweld.abi import (
     CLONE_VM,
@@ -9,6 +11,7 @@ from vmaweld.abi import (
     MAP_FIXED,
     MMAP_MIN_ADDR,
     PAGE_SHIFT,
+    VM_ACCOUNT,
     VM_DONTCOPY,
     VM_LOCKED_MASK,
     VM_UFFD_ANY,
@@ -33,6 +36,7 @@ class System:
     policy: the kernel's rules.      trace: where merge records go; None costs nothing.
     max_map_count, min_address: ``vm.max_map_count``, ``vm.mmap_min_addr``.
     stack_limit: RLIMIT_STACK, bytes.      pkeys: the processor has protection keys.
+    thp, total_pages: when huge pages are made, and what memory there is (`Machine`).
     anon_names, overcommit_never: how the kernel is configured (CONFIG_ANON_VMA_NAME, ``vm.overcommit_memory=2``).
 
     >>> from vmaweld.policy import parse_policy
@@ -58,9 +62,21 @@ class System:
         overcommit_never: bool = False,
         stack_limit: int = 8 << 20,
         pkeys: bool = False,
+        thp: str = "madvise",
+        total_pages: int = 0,
     ) -> None:
         self.machine: Machine = Machine(
-            policy, trace, max_map_count, min_address, mmap_base, anon_names, overcommit_never, stack_limit, pkeys
+            policy,
+            trace,
+            max_map_count,
+            min_address,
+            mmap_base,
+            anon_names,
+            overcommit_never,
+            stack_limit,
+            pkeys,
+            thp,
+            total_pages,
         )
         self.processes: dict[int, AddressSpace] = {}
         self.sequence: int = 0
@@ -170,6 +186,9 @@ class System:
             parent.users += 1
             self.processes[event.child] = parent
             return event.child
+        limit = self.machine.total_pages
+        if limit and any(vma.flags & VM_ACCOUNT and vma.pages > limit for vma in parent.vmas):
+            raise LinuxError(errno.ENOMEM, "the child would commit more in one mapping than there is memory")
         child = AddressSpace(self.machine)
         child.start_brk = parent.start_brk
         child.brk = parent.brk

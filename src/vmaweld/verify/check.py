@@ -1,13 +1,18 @@
 """One program on both machines: the model and the kernel, compared after every event."""
 
+from typing import Final
+
 from vmaweld import events as ev
-from vmaweld.abi import PAGE_SIZE, VM_MAYSHARE
+from vmaweld.abi import VM_MAYSHARE
 from vmaweld.events import Event
 from vmaweld.kernel.executor import Executor, ExecutorError
 from vmaweld.model.system import System, result_of
 from vmaweld.policy import Policy
 from vmaweld.snapshot import Snapshot
 from vmaweld.verify.compare import difference, names_of_anon_vmas
+
+_FENCE: Final = 1 << 40
+"""Bytes of the mappings that stand for what the executor fills up: more than any machine's memory."""
 
 
 class Difference:
@@ -30,15 +35,19 @@ class Bench:
     """A kernel to run programs on, and how a model of it is made.
 
     policy: the rules to hold against the kernel.     anon_names: it has CONFIG_ANON_VMA_NAME.
-    pkeys: the processor has protection keys, and the kernel uses them.
+    pkeys, thp, total_pages: as in `System`.
     """
 
-    def __init__(self, executor: Executor, policy: Policy, *, brk: int, anon_names: bool, pkeys: bool = False) -> None:
+    def __init__(
+        self, executor: Executor, policy: Policy, *, brk: int, anon_names: bool, pkeys: bool, thp: str, total_pages: int
+    ) -> None:
         self.executor = executor
         self.policy = policy
         self.brk = brk
         self.anon_names = anon_names
         self.pkeys = pkeys
+        self.thp = thp
+        self.total_pages = total_pages
 
     def new_system(self) -> System:
         """The model as the executor's processes begin: empty, placing mappings downwards from the arena's end."""
@@ -48,6 +57,8 @@ class Bench:
             min_address=self.executor.low,
             anon_names=self.anon_names,
             pkeys=self.pkeys,
+            thp=self.thp,
+            total_pages=self.total_pages,
         )
         self.begin(system, 1)
         return system
@@ -56,8 +67,9 @@ class Bench:
         """An empty process `pid`; its heap begins in the arena where the executor's does."""
         space = system.add_process(pid)
         # The executor fills all that lies outside the arena; its nearest neighbours matter.
-        for address in (self.executor.low - PAGE_SIZE, self.executor.high):
-            system.apply(Event(ev.PLACE, pid, addr=address, length=PAGE_SIZE, flags=VM_MAYSHARE, file="fence"))
+        low, high = self.executor.low, self.executor.high
+        for start, end in ((low - _FENCE, low), (high, high + _FENCE)):
+            system.apply(Event(ev.PLACE, pid, addr=start, length=end - start, flags=VM_MAYSHARE, file="fence"))
         if self.executor.can_brk:
             space.start_brk = self.brk
             space.brk = self.brk
@@ -90,6 +102,8 @@ class Bench:
             if ours != theirs:
                 what = f"{event!r} returns {ev.result_text(ours)} in the model, {ev.result_text(theirs)} in the kernel"
                 return Difference(program[: number + 1], what)
+            if event.op == ev.FORK and ours < 0:
+                return None  # the child's events mean nothing
             if event.op == ev.EXIT:
                 continue
             model = self.arena(system, event.pid)

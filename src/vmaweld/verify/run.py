@@ -79,6 +79,15 @@ def protection_keys() -> bool:
     return " ospke" in Path("/proc/cpuinfo").read_text()
 
 
+def transparent_huge_pages() -> str:
+    """When this kernel makes them: "always", "madvise" or "never" (also where it cannot)."""
+    try:
+        modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "never"
+    return modes[modes.index("[") + 1 : modes.index("]")]
+
+
 def running_policy() -> Policy:
     """The policy of the kernel that is running."""
     return policy_for_release(os.uname().release)
@@ -88,12 +97,18 @@ def make_bench(policy: Policy | None = None, *, exact: bool | None = None) -> Be
     """An executor on this kernel, and the model that stands for it. Close ``bench.executor`` when done."""
     executor = Executor(brk=_BRK, exact=exact)
     return Bench(
-        executor, policy or running_policy(), brk=_BRK, anon_names=configured_anon_names(), pkeys=protection_keys()
+        executor,
+        policy or running_policy(),
+        brk=_BRK,
+        anon_names=configured_anon_names(),
+        pkeys=protection_keys(),
+        thp=transparent_huge_pages(),
+        total_pages=os.sysconf("SC_PHYS_PAGES"),
     )
 
 
 def _temporary_files_on_disk() -> bool:
-    """True if temporary files lie on a common disk file system; others place and move mappings by rules of their own."""
+    """True if temporary files lie on a common disk file system; others have rules of their own for mappings."""
     device = os.stat(tempfile.gettempdir()).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
