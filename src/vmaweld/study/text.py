@@ -196,7 +196,7 @@ def divergences_text(divergences: Mapping[tuple[str, str], int]) -> str:
 
 
 def _policies(answer: Answer, out: Console) -> None:
-    table = _table("policy", "merges", "missed merges recovered", "most VMAs of a process", "")
+    table = _table("policy", "merges", "recovered", "most VMAs", "")
     first = answer.policies[0]
     for number, policy in enumerate(answer.policies):
         recovered = answer.losses.recovered[number]
@@ -310,5 +310,5 @@ def _table(*heads: str, first_only: bool = False) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, head in enumerate(heads):
         flush_left = number == 0 or (not first_only and number == len(heads) - 1 and not head)
-        table.add_column(head, justify="left" if flush_left else "right", no_wrap=True)
+        table.add_column(head, justify="left" if flush_left else "right", no_wrap=number == 0, overflow="fold")
     return table
