@@ -157,3 +157,6 @@ class _Signals:
         if self._thread.ident is not None:
             signal.pthread_kill(self._thread.ident, signal.SIGHUP)  # it only waits for signals
         self._thread.join()
+        # The Ctrl-C that ended the command reached us too, and may still wait: it was not meant for what follows.
+        while signal.sigtimedwait(_PASSED_ON, 0) is not None:
+            pass
