@@ -80,8 +80,24 @@ $(COMPILED)/ready: $(READY) $(MODULES)
 	touch $@
 
 .PHONY: bench
-bench: $(COMPILED)/ready  ## The model against the running kernel, in under a minute
+bench: $(COMPILED)/ready  ## The model against the running kernel and a compile, in under a minute
 	$(BIN)/python benchmarks/model.py
+	@echo
+	$(BIN)/python benchmarks/recorded.py
+
+.PHONY: bench-full
+bench-full: $(COMPILED)/ready  ## All benchmarks: Chromium, growth, ten million events too (some minutes)
+	$(BIN)/python benchmarks/model.py --rounds 15
+	@echo
+	$(BIN)/python benchmarks/recorded.py --full
+	@echo
+	$(BIN)/python benchmarks/growth.py
+	@echo
+	$(BIN)/python benchmarks/stream.py
+
+.PHONY: plots
+plots: $(COMPILED)/ready  ## Measure the growth and draw docs/growth-*.svg anew
+	$(BIN)/python benchmarks/growth.py --plots docs
 
 .PHONY: verify-long
 verify-long: $(READY)  ## A million random events on the model and on the running kernel (root)
