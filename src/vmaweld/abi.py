@@ -148,7 +148,8 @@ EXECUTE_ONLY_PKEY: Final = 1
 VM_SHADOW_STACK: Final = 1 << 37
 VM_DROPPABLE: Final = 1 << 40  # 6.11
 VM_UFFD_MINOR: Final = 1 << 41  # bit 37 until 6.5, bit 38 until 6.14
-VM_SEALED: Final = 1 << 42  # bit 63 until 6.16
+VM_SEALED: Final = 1 << 42
+VM_SEALED_UNTIL_6_15: Final = 1 << 63
 
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
 VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
@@ -193,6 +194,7 @@ VM_FLAG_NAMES: Final[dict[int, str]] = {
     VM_DROPPABLE: "droppable",
     VM_UFFD_MINOR: "uffd-minor",
     VM_SEALED: "sealed",
+    VM_SEALED_UNTIL_6_15: "sealed",
 }
 """A short name for every flag, after the madvise(2) or mmap(2) word where there is one."""
 

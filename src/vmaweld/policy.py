@@ -75,6 +75,8 @@ DONTUNMAP_UNLINKS = "dontunmap-unlinks"
 """Since 5.13: a VMA emptied by MREMAP_DONTUNMAP loses its anon_vma."""
 DONTUNMAP_ACCOUNTS_NEXT = "dontunmap-accounts-next"
 """Until 5.12, by mistake: MREMAP_DONTUNMAP of the middle of an accounted VMA sets VM_ACCOUNT on the VMA above it."""
+DONTUNMAP_SKIPS_MERGE = "dontunmap-skips-merge"
+"""6.1.y's form of dontunmap-keeps-two: a target next to its own source is not merged with its other neighbour either."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 
@@ -95,8 +97,9 @@ _6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT}) | {
     DONTUNMAP_RESETS_PGOFF,
     DONTUNMAP_SPLITS_LOCKED,
     DONTUNMAP_KEEPS_TWO,
+    DONTUNMAP_SKIPS_MERGE,
 }
-_6_12 = (_6_1 - {CLOSE_NEVER_MERGES, MMAP_ASKS_NEXT_FIRST}) | {
+_6_12 = (_6_1 - {CLOSE_NEVER_MERGES, MMAP_ASKS_NEXT_FIRST, DONTUNMAP_SKIPS_MERGE}) | {
     UNACCOUNT_UNFAULTED,
     THP_ALIGNED_MMAP,
     MMAP_UNDOES,
@@ -150,6 +153,7 @@ class Policy:
         "dontunmap_any",
         "dontunmap_keeps_two",
         "dontunmap_resets_pgoff",
+        "dontunmap_skips_merge",
         "dontunmap_splits_locked",
         "dontunmap_unlinks",
         "droppable",
@@ -217,6 +221,7 @@ class Policy:
         self.mremap_needs_vma: bool = MREMAP_NEEDS_VMA in rows
         self.dontunmap_unlinks: bool = DONTUNMAP_UNLINKS in rows
         self.dontunmap_accounts_next: bool = DONTUNMAP_ACCOUNTS_NEXT in rows
+        self.dontunmap_skips_merge: bool = DONTUNMAP_SKIPS_MERGE in rows
         self.ignored_flags: int = VM_SOFTDIRTY | (VM_MAYBE_GUARD if self.guard_flag else 0)
         """Flags in which a request and its neighbour may differ (``VM_IGNORE_MERGE``)."""
 

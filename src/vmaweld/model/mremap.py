@@ -289,9 +289,10 @@ def _copy(
     next = space.vmas.find(target)
     prev = next.prev if next is not None else space.vmas.find_prev(target)
     if relocatable and keep_source and policy.dontunmap_keeps_two:  # MREMAP_DONTUNMAP: source and target must stay two
-        if prev is vma:
+        beside = target == vma.end or target + length == vma.start
+        if prev is vma or (beside and policy.dontunmap_skips_merge):
             prev = None
-        if next is vma:
+        if next is vma or (beside and policy.dontunmap_skips_merge):
             next = None
     m = MergeState(
         target,

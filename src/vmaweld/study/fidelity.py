@@ -145,7 +145,12 @@ def check(
     """
     metadata = trace.metadata
     chosen = policy_for_release(metadata.kernel) if policy is None else policy
-    replayer = Replayer([chosen], max_map_count=metadata.max_map_count, overcommit_never=metadata.overcommit == 2)
+    replayer = Replayer(
+        [chosen],
+        max_map_count=metadata.max_map_count,
+        overcommit_never=metadata.overcommit == 2,
+        thp=metadata.thp or "madvise",
+    )
     lane = replayer.lanes[0]
     fidelity = Fidelity(chosen, lane)
     total = len(trace)

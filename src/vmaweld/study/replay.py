@@ -63,11 +63,11 @@ class Lane:
         "tracepoints",
     )
 
-    def __init__(self, policy: Policy, max_map_count: int, *, overcommit_never: bool) -> None:
+    def __init__(self, policy: Policy, max_map_count: int, *, overcommit_never: bool, thp: str) -> None:
         self.policy = policy
         self.tracepoints = Tracepoints()
         self.system = System(
-            policy, trace=self.tracepoints, max_map_count=max_map_count, overcommit_never=overcommit_never
+            policy, trace=self.tracepoints, max_map_count=max_map_count, overcommit_never=overcommit_never, thp=thp
         )
         self.attempts = 0
         self.merges = 0
@@ -180,8 +180,9 @@ class Replayer:
         *,
         max_map_count: int = UNLIMITED,
         overcommit_never: bool = False,
+        thp: str = "madvise",
     ) -> None:
-        self.lanes = [Lane(policy, max_map_count, overcommit_never=overcommit_never) for policy in policies]
+        self.lanes = [Lane(policy, max_map_count, overcommit_never=overcommit_never, thp=thp) for policy in policies]
         self.programs: dict[int, str] = {}
         self.events = 0
 

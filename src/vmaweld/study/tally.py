@@ -174,7 +174,7 @@ def replay(
     No policy meets vm.max_map_count: a count beyond it is reported, not enforced, so that one refusal does not
     distort all that follows. Raises TraceError where the file turns out to be damaged.
     """
-    replayer = Replayer(policies, overcommit_never=trace.metadata.overcommit == 2)
+    replayer = Replayer(policies, overcommit_never=trace.metadata.overcommit == 2, thp=trace.metadata.thp or "madvise")
     tally = Tally(replayer, trace.metadata)
     total = len(trace)
     for event in trace.events():

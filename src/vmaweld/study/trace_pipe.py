@@ -33,7 +33,7 @@ def trace_pipe(trace: Trace, policy: Policy, pids: frozenset[int] = frozenset())
 
     Raises TraceError where the file turns out to be damaged.
     """
-    replayer = Replayer([policy], overcommit_never=trace.metadata.overcommit == 2)
+    replayer = Replayer([policy], overcommit_never=trace.metadata.overcommit == 2, thp=trace.metadata.thp or "madvise")
     for event in trace.events():
         replayer.apply(event)
         yield from _lines_of(replayer, event, pids)

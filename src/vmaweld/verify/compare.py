@@ -1,6 +1,15 @@
 """Two snapshots of the same moment: the model's and the kernel's. What, first, is different?"""
 
-from vmaweld.abi import VM_EXEC, VM_MAYSHARE, VM_READ, VM_SOFTDIRTY, VM_WRITE, flag_names
+from vmaweld.abi import (
+    VM_EXEC,
+    VM_MAYSHARE,
+    VM_READ,
+    VM_SEALED,
+    VM_SEALED_UNTIL_6_15,
+    VM_SOFTDIRTY,
+    VM_WRITE,
+    flag_names,
+)
 from vmaweld.snapshot import Row, Snapshot
 
 _VISIBLE_FLAGS = VM_READ | VM_WRITE | VM_EXEC | VM_MAYSHARE
@@ -58,10 +67,13 @@ def _range(row: Row) -> str:
 
 def _row_difference(ours: Row, theirs: Row, flags_exact: bool) -> str | None:
     mask = ~VM_SOFTDIRTY if flags_exact else _VISIBLE_FLAGS
-    changed = (ours.flags ^ theirs.flags) & mask
+    real = theirs.flags
+    if real & VM_SEALED_UNTIL_6_15:
+        real = real & ~VM_SEALED_UNTIL_6_15 | VM_SEALED
+    changed = (ours.flags ^ real) & mask
     if changed:
         only_ours = flag_names(ours.flags & changed)
-        only_theirs = flag_names(theirs.flags & changed)
+        only_theirs = flag_names(real & changed)
         return f"flags: only the model has {only_ours}, only the kernel {only_theirs}"
     if theirs.pgoff is not None and ours.pgoff != theirs.pgoff:
         return f"page offset {ours.pgoff:#x} in the model, {theirs.pgoff:#x} in the kernel"
