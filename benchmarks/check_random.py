@@ -1,4 +1,4 @@
-"""Random events on the model, every invariant checked after each event, under every kernel and change, for as long as told.
+"""Random events on the model under every kernel and change, every invariant checked after each, for as long as told.
 
     python benchmarks/check_random.py --minutes 10
     python benchmarks/check_random.py --minutes 1 --policy linux-6.18+series --seed 4000
@@ -17,7 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from random_events import POLICIES, Violation, run  # noqa: E402
+from random_events import POLICIES, Violation, run
+
+from vmaweld.policy import PolicyError, parse_policy
 
 _LENGTH = 200
 """Events of a program; `check` looks at everything after each, so programs are short and many."""
@@ -64,13 +66,17 @@ def _options() -> argparse.Namespace:
         "--seed", type=int, default=0, help="the first seed (0); a run prints where a later one goes on"
     )
     parser.add_argument("--policy", default="", help="only this one, such as linux-5.17+series (all)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.policy:
+        try:
+            parse_policy(options.policy)
+        except PolicyError as error:
+            parser.error(str(error))
+    return options
 
 
 def _print(counts: Counter[str], policies: list[str], first: int, last: int) -> None:
-    print(
-        f"seeds {first} to {last} under {len(policies)} {'policy' if len(policies) == 1 else 'policies'}; next: --seed {last}"
-    )
+    print(f"seeds {first} to {last} under {len(policies)} kinds of kernel; go on with --seed {last}")
     print(f"{counts['events']:,} events, {counts['failed']:,} of them failed as Linux would have it")
     print(f"{counts['attempts']:,} attempts to merge, {counts['merged']:,} merges:")
     print("  " + ", ".join(f"case {case}: {counts[f'case {case}']:,}" for case in range(1, 9)))
