@@ -2,7 +2,9 @@
 
 import copy
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmaweld.events import Event
+from vmaweld.kernel import guest
 from vmaweld.kernel.errors import KernelError
 from vmaweld.policy import KERNELS, parse_policy
 from vmaweld.snapshot import Row, Snapshot
@@ -192,7 +195,7 @@ def vmaweld(*words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", "from vmaweld.cli import main; main()", *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         check=False,
     )
 
@@ -217,3 +220,23 @@ def test_the_command(bench: Bench) -> None:
     assert wrong.returncode == 1
     assert "then: " in wrong.stdout
     assert "def test_found(bench: Bench)" in wrong.stdout
+
+
+@pytest.mark.live
+def test_another_kernel_agrees_with_its_own_policy() -> None:
+    """One guest, from the cache when it is there; all of them are in `make verify-guests`."""
+    version = "6.1"
+    works, reason = guest.available(version)
+    require(works or bool(os.environ.get("CI") and shutil.which("qemu-system-x86_64")), reason)
+    answer = vmaweld("verify", "--guest", version, "--events", "1200", "--seed", "9", "--json")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    told = json.loads(answer.stdout)
+    assert told["kernel"].startswith(version)
+    assert (told["policy"], told["difference"], told["hidden_fields_compared"]) == ("linux-6.1", None, True)
+    assert told["events"] >= 1200
+
+
+def test_a_missing_guest_is_one_line() -> None:
+    answer = vmaweld("verify", "--guest", "1.2")
+    assert answer.returncode == 3
+    assert answer.stderr.count("\n") == 1

@@ -76,7 +76,7 @@ DONTUNMAP_UNLINKS = "dontunmap-unlinks"
 DONTUNMAP_ACCOUNTS_NEXT = "dontunmap-accounts-next"
 """Until 5.12, by mistake: MREMAP_DONTUNMAP of the middle of an accounted VMA sets VM_ACCOUNT on the VMA above it."""
 DONTUNMAP_SKIPS_MERGE = "dontunmap-skips-merge"
-"""6.1.y's form of dontunmap-keeps-two: a target next to its own source is not merged with its other neighbour either."""
+"""6.1.y's form of dontunmap-keeps-two: a target next to its source does not merge with its other neighbour either."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 

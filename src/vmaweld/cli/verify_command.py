@@ -1,5 +1,6 @@
 """``vmaweld verify``: the model held against a kernel, on programs at random."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -131,7 +132,11 @@ def _verify_guest(version: str, events: int, seed: int, seconds: float, policy_n
     words = ["verify", "--events", str(events), "--seed", str(seed), "--seconds", str(seconds)]
     words += ["--policy", policy_name or policy_for_release(version).name] + (["--json"] if as_json else [])
     try:
-        finished = Guest(version, progress=say).run([sys.executable, "-m", "vmaweld", *words], timeout=_GUEST_TIMEOUT)
+        finished = Guest(version, progress=say).run(
+            [sys.executable, "-m", "vmaweld", *words],
+            timeout=_GUEST_TIMEOUT,
+            environment={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
     except GuestError as error:
         fail(str(error), UNSUPPORTED)
     print(finished.stdout, end="")
