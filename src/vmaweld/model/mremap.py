@@ -168,6 +168,9 @@ def _remap_to(
 def _move_many(space: AddressSpace, addr: int, length: int, flags: int, new_addr: int) -> int:
     """``remap_move`` (6.17): every VMA of the range moves, the gaps between them kept."""
     end = addr + length
+    vma = space.vmas.find(addr)
+    if vma is not None and vma.start <= addr and end <= vma.end:  # only one after all
+        return _remap_to(space, addr, length, length, flags, new_addr, 0)
     position = addr
     moved = False
     change = new_addr - addr
