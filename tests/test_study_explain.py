@@ -10,7 +10,7 @@ from vmaweld.model.errors import LinuxError
 from vmaweld.model.system import System
 from vmaweld.policy import parse_policy
 from vmaweld.study.drawing import Scale, draw
-from vmaweld.study.explain import ScenarioError, describe, explain, read_scenario, verdict
+from vmaweld.study.explain import EVENT_FIELDS, ScenarioError, describe, explain, read_scenario, verdict
 from vmaweld.study.scenarios import SCENARIOS
 from vmaweld.study.trace_pipe import trace_lines
 
@@ -97,6 +97,12 @@ def test_events_in_words() -> None:
     ]
     assert describe(Event("fork", 2, child=3), base) == "fork process 3, by process 2"
     assert describe(SCENARIOS["grow-to-neighbour"].events[-1], base) == "mremap pages 0-3 to 8 pages"
+
+
+def test_all_fields_of_an_event_are_known() -> None:
+    event = Event("mmap", 1)
+    assert list(getattr(Event, "__slots__", EVENT_FIELDS)) == list(EVENT_FIELDS)
+    assert all(hasattr(event, name) for name in EVENT_FIELDS)
 
 
 def test_a_scenario_from_a_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vmaweld.events import Event
 from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.snapshot import Snapshot
 from vmaweld.study.drawing import Scale, draw
-from vmaweld.study.explain import Outcome, ScenarioError, describe, explain, read_scenario, verdict
+from vmaweld.study.explain import EVENT_FIELDS, Outcome, ScenarioError, describe, explain, read_scenario, verdict
 from vmaweld.study.scenarios import SCENARIOS, Scenario
 
 EXAMPLES = """\b
@@ -164,7 +164,7 @@ def _data(scenario: Scenario, outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def _event_data(event: Event) -> dict[str, Any]:
-    return {name: value for name in Event.__slots__ if (value := getattr(event, name)) not in (0, "", None)}
+    return {name: value for name in EVENT_FIELDS if (value := getattr(event, name)) not in (0, "", None)}
 
 
 def _space_data(snapshot: Snapshot) -> dict[str, Any]:

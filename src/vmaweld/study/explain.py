@@ -20,7 +20,23 @@ from vmaweld.policy import Policy
 from vmaweld.snapshot import Snapshot
 from vmaweld.study.scenarios import Scenario
 
-_FIELDS: Final = frozenset(Event.__slots__)
+EVENT_FIELDS: Final = (
+    "op",
+    "pid",
+    "addr",
+    "length",
+    "prot",
+    "flags",
+    "file",
+    "pgoff",
+    "new_addr",
+    "new_length",
+    "child",
+    "result",
+    "time",
+)
+"""The fields of `Event`, which the compiled class does not tell."""
+
 _FLAG_PREFIXES: Final = ("MAP_", "MREMAP_", "MADV_", "MLOCK_", "MCL_", "CLONE_", "UFFDIO_REGISTER_MODE_", "VM_")
 
 
@@ -154,9 +170,9 @@ def read_scenario(path: Path) -> Scenario:
 def _read_event(entry: object, where: str) -> Event:
     if not isinstance(entry, dict) or entry.get("op") not in ev.OPERATIONS:
         raise ScenarioError(f'{where}: "op" must be one of {", ".join(ev.OPERATIONS)}')
-    unknown = set(entry) - _FIELDS
+    unknown = set(entry) - set(EVENT_FIELDS)
     if unknown:
-        raise ScenarioError(f"{where}: unknown field {sorted(unknown)[0]}; there are {', '.join(sorted(_FIELDS))}")
+        raise ScenarioError(f"{where}: unknown field {sorted(unknown)[0]}; there are {', '.join(EVENT_FIELDS)}")
     values: dict[str, Any] = {}
     for name, value in entry.items():
         if name == "op":
