@@ -283,6 +283,7 @@ def _path(pid: int, start: int, end: int, device: int, inode: int) -> str:
 
 
 _loaded: Program | None = None
+_refused: dict[int, str] = {}  # by user: finding out anew costs reading all of the kernel's BTF
 
 
 def loaded() -> Program:
@@ -305,8 +306,12 @@ def take(pid: int) -> Snapshot:
 
 def available() -> tuple[bool, str]:
     """(whether exact snapshots work here, the reason where they do not)."""
-    try:
-        loaded()
-    except KernelError as error:
-        return False, str(error)
-    return True, ""
+    user = os.geteuid()
+    if user not in _refused:
+        try:
+            loaded()
+        except KernelError as error:
+            _refused[user] = str(error)
+        else:
+            return True, ""
+    return False, _refused[user]
