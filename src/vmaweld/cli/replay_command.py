@@ -11,9 +11,11 @@ from vmaweld.cli.common import NO, USAGE, console, fail, print_json
 from vmaweld.cli.record_command import ProgressBar
 from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.study.answer import Answer
-from vmaweld.study.as_json import answer_data, fidelity_data
+from vmaweld.study.as_json import SCHEMA, answer_data, fidelity_data
 from vmaweld.study.fidelity import check
-from vmaweld.study.policies import known_policies, study_policies
+from vmaweld.study.many import processors, replay_many
+from vmaweld.study.overview import print_overview
+from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
 from vmaweld.study.tally import replay
 from vmaweld.study.text import print_answer, print_divergences, print_fidelity
 from vmaweld.study.trace_pipe import trace_pipe
@@ -26,6 +28,7 @@ Examples:
   vmaweld replay make.trace -p linux-5.17 -p linux-6.18        any policies; the first is held against
   vmaweld replay make.trace --trace-pipe | grep DIFFERENT      the series' own trace events
   vmaweld replay make.trace --check                            is the model exact? against true snapshots
+  vmaweld replay traces/*.trace                                many traces at once, on all processors
 """
 
 SERIES = "linux-5.17+series"
@@ -45,7 +48,7 @@ def replay_for_terminal(trace: Trace, base: str, policies: tuple[str, ...]) -> A
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("trace_file", metavar="TRACE", type=click.Path(path_type=Path))
+@click.argument("trace_files", metavar="TRACE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-p", "--policy", "policies", multiple=True, metavar="POLICY", help=f"A kernel and changes: {SERIES}. Repeatable."
 )
@@ -62,20 +65,28 @@ def replay_for_terminal(trace: Trace, base: str, policies: tuple[str, ...]) -> A
     help="With --check: percent of rows that must be exact.",
 )
 @click.option("--pid", "pids", type=int, multiple=True, help="With --trace-pipe: of this process alone. Repeatable.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1),
+    help="Replay in N processes, an overview the result. Default where TRACEs are many: all processors.",
+    metavar="N",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Show calls that ended otherwise than in the recording.")
 @click.option("--json", "as_json", is_flag=True, help="JSON; the keys are told in docs/study.md.")
 def command(
-    trace_file: Path,
+    trace_files: tuple[Path, ...],
     policies: tuple[str, ...],
     base: str | None,
     pipe: bool,
     checking: bool,
     threshold: float,
     pids: tuple[int, ...],
+    jobs: int | None,
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Replay the events of TRACE under one or more policies and say what merges.
+    """Replay the events of each TRACE under one or more policies and say what merges.
 
     A policy is a kernel, with changes where wanted: linux-5.17, linux-6.18+pgoff, linux-5.17+series. By default the
     stock kernel of the series is held against each of its patches alone and both.
@@ -91,6 +102,13 @@ def command(
         fail("give --base or --policy, one of the two", USAGE)
     if (pipe or checking) and (len(policies) > 1 or base is not None):
         fail(f"{'--trace-pipe' if pipe else '--check'} replays under one policy: give one --policy at most", USAGE)
+    if (pipe or checking or verbose) and (len(trace_files) > 1 or jobs is not None):
+        option = "--trace-pipe" if pipe else "--check" if checking else "--verbose"
+        fail(f"{option} tells of one trace: give one, without --jobs", USAGE)
+    if len(trace_files) > 1 or jobs is not None:
+        _many([str(path) for path in trace_files], base or DEFAULT_BASE, policies, jobs or processors(), as_json)
+        return
+    trace_file = trace_files[0]
     try:
         with open_trace(trace_file) as trace:
             if pipe:
@@ -98,7 +116,7 @@ def command(
             elif checking:
                 _check(trace, policies[0] if policies else None, threshold / 100, as_json)
             else:
-                answer = replay_for_terminal(trace, base or "linux-5.17", policies)
+                answer = replay_for_terminal(trace, base or DEFAULT_BASE, policies)
                 if as_json:
                     print_json(answer_data(answer))
                 else:
@@ -108,6 +126,27 @@ def command(
                         print_divergences(policy.divergences, policy.examples, policy.policy.name, out)
     except TraceError as error:
         fail(str(error), NO)
+
+
+def _many(paths: list[str], base: str, policies: tuple[str, ...], jobs: int, as_json: bool) -> None:
+    try:
+        chosen = study_policies(base, policies)
+    except PolicyError as error:
+        fail(str(error), USAGE)
+    try:
+        with ProgressBar() as progress:
+            answers = replay_many(
+                paths, chosen, jobs=jobs, progress=lambda done, total: progress("replaying", done, total)
+            )
+    except TraceError as error:
+        fail(str(error), NO)
+    if not as_json:
+        print_overview(paths, answers, console())
+    elif len(paths) == 1:
+        print_json(answers[0])
+    else:
+        traces = [{"trace": path, **answer} for path, answer in zip(paths, answers, strict=True)]
+        print_json({"schema": SCHEMA, "traces": traces})
 
 
 def _pipe(trace: Trace, name: str, pids: frozenset[int]) -> None:
