@@ -5,9 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 COMPILED := build/compiled
-# Tests whose subject is what gets compiled; the rest would only run the same Python twice.
-COMPILED_TESTS := $(sort $(wildcard tests/test_build*.py tests/test_model_*.py tests/test_seams*.py \
-	tests/test_study*.py tests/test_verify*.py tests/test_replay*.py))
 MODULES := $(wildcard src/vmaweld/*.py src/vmaweld/model/*.py src/vmaweld/study/*.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -65,7 +62,7 @@ test-pure: $(READY)
 .PHONY: test-compiled
 test-compiled: $(COMPILED)/ready
 	@if ls $(COMPILED)/vmaweld/model/merge.*.so >/dev/null 2>&1; then \
-		set -x; VMAWELD_EXPECT=compiled PYTHONPATH="$(CURDIR)/$(COMPILED)" $(BIN)/python -m pytest $(COMPILED_TESTS); \
+		set -x; VMAWELD_EXPECT=compiled PYTHONPATH="$(CURDIR)/$(COMPILED)" $(BIN)/python -m pytest; \
 	else \
 		echo "The compiled build is left out, there is no C compiler: apt install gcc libc6-dev python3-dev" >&2; \
 		[ -z "$$CI" ]; \
@@ -106,6 +103,10 @@ verify-long: $(READY)  ## A million random events on the model and on the runnin
 .PHONY: verify-guests
 verify-guests: $(READY)  ## 50,000 random events each on Debian kernels in virtual machines
 	for kernel in 5.10 6.1 6.12 7.2; do $(BIN)/vmaweld verify --guest $$kernel --events 50000 || exit; done
+
+.PHONY: mutations
+mutations: $(READY)  ## Negate each rule of the merge in turn: does a test notice?
+	$(BIN)/python tests/mutations.py
 
 .PHONY: samples
 samples: $(READY)  ## Record the sample traces anew
