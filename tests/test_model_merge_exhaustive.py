@@ -30,6 +30,7 @@ from vmaweld.model.merge import (
     SPECIAL,
     UFFD,
     MergeState,
+    anon_vmas_answer,
     decide,
 )
 from vmaweld.model.system import System
@@ -455,6 +456,13 @@ def test_only_prev_looks_at_no_successor() -> None:
         m.only_prev = True
         decide(m, policy)
         assert answers(m) == truth(era, False, request, prev, NOWHERE[0])
+
+
+def test_one_absent_anon_vma_is_no_matter_of_patch_3() -> None:
+    """Patch 3 is about two that are present; the absent one was answered before."""
+    stage = Stage()
+    for policy in ("linux-5.17", "linux-5.17+anon-vma"):
+        assert ANSWER_NAMES[anon_vmas_answer(parse_policy(policy), None, stage.avs["plain"])] == "AV_MERGE_FAILED"
 
 
 def test_decide_changes_nothing() -> None:

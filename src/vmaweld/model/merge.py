@@ -242,10 +242,9 @@ def decide(m: MergeState, policy: Policy) -> int:
             m.both_answer = AV_MERGE_NULL
         else:
             m.both_answer = anon_vmas_answer(policy, next.anon_vma, prev.anon_vma)
-        merge_both = m.both_answer != AV_MERGE_FAILED
-        merge_prev = merge_both or not m.next_first
-        if merge_both and next.close:  # since 6.12: what cannot be removed is left beside the rest
-            merge_both = False
+        # Since 6.12 what cannot be removed is left beside the rest.
+        merge_both = m.both_answer != AV_MERGE_FAILED and not next.close
+        merge_prev = not m.next_first  # where not both, then the one that was asked first
 
     if middle is None:
         m.case = 1 if merge_both else 2 if merge_prev else 3
@@ -285,7 +284,7 @@ def apply_merge(m: MergeState, space: AddressSpace) -> VMA:
     if giver is not None and giver.anon_vma is not None:
         if survivor.anon_vma is None:
             clone_chain(survivor, giver)
-        elif middle is not None and survivor.anon_vma is not giver.anon_vma:  # patch 3
+        elif survivor.anon_vma is not giver.anon_vma:  # patch 3; what moves is given as it moves
             pages.give(m.start, m.end, giver.anon_vma, survivor.anon_vma)
 
     end = survivor.end
