@@ -9,6 +9,8 @@ import pytest
 
 import vmaweld.model.merge
 from vmaweld import build
+from vmaweld.events import EVENT_FIELDS, Event
+from vmaweld.snapshot import ROW_FIELDS, Row
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,3 +69,14 @@ def test_only_builds_compile(command: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(ROOT)
     exec((ROOT / "setup.py").read_text(), {"__name__": "setup"})
     assert seen == {"ext_modules": []}
+
+
+def test_the_fields_are_told_in_both_builds() -> None:
+    """A compiled class has no ``__slots__``: who goes through fields goes by these."""
+    event = Event("mmap", 1)
+    row = Row(0, 4096, 0)
+    if not build.compiled():
+        assert type(event).__slots__ == EVENT_FIELDS
+        assert type(row).__slots__ == ROW_FIELDS
+    assert all(hasattr(event, name) for name in EVENT_FIELDS)
+    assert all(hasattr(row, name) for name in ROW_FIELDS)

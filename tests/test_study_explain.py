@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from vmaweld.events import Event
+from vmaweld.events import EVENT_FIELDS, Event
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.system import System
 from vmaweld.policy import parse_policy
 from vmaweld.study.drawing import Scale, draw
-from vmaweld.study.explain import EVENT_FIELDS, ScenarioError, describe, explain, read_scenario, verdict
+from vmaweld.study.explain import ScenarioError, describe, explain, read_scenario, verdict
 from vmaweld.study.scenarios import SCENARIOS
 from vmaweld.study.trace_pipe import trace_lines
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vmaweld.events import OPERATIONS, Event
-from vmaweld.snapshot import Row, Snapshot
+from vmaweld.snapshot import ROW_FIELDS, Row, Snapshot
 from vmaweld.trace.store import FORMAT, SCHEMA, Metadata, TakenSnapshot, TraceError, TraceWriter, open_trace
 
 
@@ -64,7 +64,7 @@ def snapshot(pid: int, rows: int) -> Snapshot:
 
 
 def as_tuples(taken: Snapshot) -> list[tuple[object, ...]]:
-    return [tuple(getattr(row, name) for name in Row.__slots__) for row in taken.rows]
+    return [tuple(getattr(row, name) for name in ROW_FIELDS) for row in taken.rows]
 
 
 def test_events_come_back_as_written(tmp_path: Path) -> None:

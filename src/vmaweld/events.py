@@ -82,6 +82,23 @@ def result_text(result: int) -> str:
         return errno.errorcode.get(-result, str(result))
     return hex(result) if result > 9 else str(result)
 
+EVENT_FIELDS: Final[tuple[str, ...]] = (
+    "op",
+    "pid",
+    "addr",
+    "length",
+    "prot",
+    "flags",
+    "file",
+    "pgoff",
+    "new_addr",
+    "new_length",
+    "child",
+    "result",
+    "time",
+)
+"""The fields of an `Event` in order; the compiled class has no ``__slots__`` that would tell."""
+
 
 class Event:
     """One operation by one process.

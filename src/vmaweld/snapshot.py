@@ -1,8 +1,25 @@
 """Snapshot: an address space as rows, whoever made it: the model, procfs or the BPF iterator."""
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from vmaweld.abi import PAGE_SHIFT, VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE
+
+ROW_FIELDS: Final[tuple[str, ...]] = (
+    "start",
+    "end",
+    "flags",
+    "pgoff",
+    "anon_vma",
+    "file",
+    "name",
+    "mempolicy",
+    "uffd",
+    "chain",
+    "file_id",
+    "close",
+)
+"""The fields of a `Row` in order; the compiled class has no ``__slots__`` that would tell."""
 
 
 class Row:

@@ -10,11 +10,11 @@ import click
 from rich.text import Text
 
 from vmaweld.cli.common import USAGE, console, fail, print_json
-from vmaweld.events import Event
+from vmaweld.events import EVENT_FIELDS, Event
 from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.snapshot import Snapshot
 from vmaweld.study.drawing import Scale, draw
-from vmaweld.study.explain import EVENT_FIELDS, Outcome, ScenarioError, describe, explain, read_scenario, verdict
+from vmaweld.study.explain import Outcome, ScenarioError, describe, explain, read_scenario, verdict
 from vmaweld.study.scenarios import SCENARIOS, Scenario
 
 EXAMPLES = """\b

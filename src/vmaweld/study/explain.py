@@ -11,7 +11,7 @@ from typing import Any, Final
 from vmaweld import abi
 from vmaweld import events as ev
 from vmaweld.abi import PAGE_SHIFT, page_align_up
-from vmaweld.events import Event
+from vmaweld.events import EVENT_FIELDS, Event
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.merge import AV_MERGE_FAILED
 from vmaweld.model.system import System
@@ -19,23 +19,6 @@ from vmaweld.model.tracepoints import MergeRecord, Tracepoints, obstacle_names
 from vmaweld.policy import Policy
 from vmaweld.snapshot import Snapshot
 from vmaweld.study.scenarios import Scenario
-
-EVENT_FIELDS: Final = (
-    "op",
-    "pid",
-    "addr",
-    "length",
-    "prot",
-    "flags",
-    "file",
-    "pgoff",
-    "new_addr",
-    "new_length",
-    "child",
-    "result",
-    "time",
-)
-"""The fields of `Event`, which the compiled class does not tell."""
 
 _FLAG_PREFIXES: Final = ("MAP_", "MREMAP_", "MADV_", "MLOCK_", "MCL_", "CLONE_", "UFFDIO_REGISTER_MODE_", "VM_")
 

@@ -1,7 +1,7 @@
 """A difference, told: as a drawing of both sides, and as a test ready to be added."""
 
 from vmaweld.abi import PAGE_SHIFT
-from vmaweld.events import Event
+from vmaweld.events import EVENT_FIELDS, Event
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.verify.check import Difference
 
@@ -58,7 +58,7 @@ def source(event: Event) -> str:
     'Event("munmap", 1, addr=0x1000, length=0x1000)'
     """
     fields = []
-    for name in Event.__slots__:
+    for name in EVENT_FIELDS:
         value = getattr(event, name)
         if name in ("op", "pid", "result", "time") or not value:
             continue

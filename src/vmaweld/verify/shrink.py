@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from vmaweld import events as ev
 from vmaweld.abi import PAGE_SIZE
-from vmaweld.events import Event
+from vmaweld.events import EVENT_FIELDS, Event
 
 Fails = Callable[[list[Event]], bool]
 
@@ -85,5 +85,5 @@ def _simpler(event: Event) -> list[Event]:
 
 def _with(event: Event, **changes: int) -> Event:
     """`event` with some fields changed."""
-    fields = {name: getattr(event, name) for name in Event.__slots__ if name not in ("op", "pid")}
+    fields = {name: getattr(event, name) for name in EVENT_FIELDS if name not in ("op", "pid")}
     return Event(event.op, event.pid, **(fields | changes))
