@@ -26,7 +26,7 @@ Events (a range is drawn before the verb unless told otherwise):
     brk                        the drawing's end is the new break
     madvise ADVICE             DONTFORK, POPULATE_WRITE ...
     name N, mbind POLICY       "-" takes it away
-    uffd MODE ID, unuffd, uffd_move TARGET; uffd_close ID (no drawing)
+    uffd MODE ID, unuffd ID, uffd_move TARGET; uffd_close ID (no drawing)
     shmat file=F [PROT], shmdt, remap_file_pages pgoff=N
     place [PROT] [file=F] [pgoff=N] [name=[heap]]
     fork PID [vm], exec, exit, mlockall WHICH..., munlockall      (no drawing)
@@ -214,7 +214,7 @@ class World:
         elif verb == "uffd":
             event.op, event.flags, event.new_addr = ev.UFFD_REGISTER, _UFFD_MODES[plain[0]], int(plain[1])
         elif verb == "unuffd":
-            event.op = ev.UFFD_UNREGISTER
+            event.op, event.new_addr = ev.UFFD_UNREGISTER, int(plain[0])
         elif verb == "uffd_close":
             event.new_addr = int(plain[0])
         elif verb == "uffd_move":
