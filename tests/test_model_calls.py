@@ -479,17 +479,17 @@ def test_mlockall() -> None:
         mlockall       current
         AAAA..BB
         xxxx           has LOCKED
-        ........cc     mmap
-        ........xx     lacks LOCKED
+        .........c     mmap
+        .........x     lacks LOCKED
         mlockall       future
-        ..........dd   mmap
-        ..........xx   has LOCKED
-        AAAA..BBccDD
+        ...........dd  mmap
+        ...........xx  has LOCKED
+        AAAA..BB.c.DD
         munlockall
-        AAAA..BBccDD
+        AAAA..BB.c.DD
         xxxx           lacks LOCKED
-        ............e  mmap
-        AAAA..BBccDDd
+        .............e mmap
+        AAAA..BB.c.DDd
         mlockall       onfault => EINVAL
         mlockall       => EINVAL
         """,
