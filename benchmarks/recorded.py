@@ -19,6 +19,9 @@ from pathlib import Path
 
 from model import COMPILED, ROOT, Contender
 
+from vmaweld.trace.perf import RecorderError
+from vmaweld.trace.recorder import record
+
 STOCK = ("linux-5.17",)
 FOUR = ("linux-5.17", "linux-5.17+pgoff", "linux-5.17+anon-vma", "linux-5.17+series")
 PAGE = """<!doctype html><title>work</title><p id=out><script>
@@ -60,21 +63,20 @@ def run(command: list[str]) -> int:
     return time.perf_counter_ns() - begin
 
 
-def record(command: list[str], trace: Path) -> str:
-    """Record `command`; the line that the recorder prints."""
-    recorder = [sys.executable, "-c", "from vmaweld.cli import main; main()", "record", "--no-snapshots"]
-    done = subprocess.run(
-        [*recorder, "-o", str(trace), "--", *command],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=300,
+def record_quietly(command: list[str], trace: Path) -> str:
+    """Record `command`; a line that tells how much there was to record, and how long reading that took."""
+    try:
+        begin = time.monotonic()
+        done = record(["sh", "-c", 'exec "$@" >/dev/null 2>&1', "sh", *command], trace, snapshots=False)
+        reading = time.monotonic() - begin - done.seconds
+    except RecorderError as error:
+        raise SystemExit(str(error)) from None
+    metadata = done.metadata
+    return (
+        f"{metadata.processes:,} processes, {metadata.events:,} events ({metadata.recorder}, faults"
+        f" {metadata.faults}); recorded in {done.seconds:.2f} s and read in {reading:.2f} s,"
+        f" {reading / done.seconds:.2f} of that (target: at most 1)"
     )
-    lines = [line for line in done.stderr.splitlines() if line.startswith("vmaweld:")]
-    if not trace.exists():
-        raise SystemExit(lines[-1] if lines else f"recording failed:\n{done.stderr}")
-    return lines[-1].split(": ", 2)[-1] if lines else ""
 
 
 def replay_times(trace: Path, rounds: int) -> dict[str, int]:
@@ -114,7 +116,7 @@ def main() -> None:
         for title, command in commands.items():
             took = min(run(command) for _ in range(options.rounds))
             trace = folder / f"{title}.trace"
-            recorded = record(command, trace)
+            recorded = record_quietly(command, trace)
             results[title] = {"run": took, **replay_times(trace, options.rounds)}
             if options.json:
                 continue
