@@ -77,10 +77,14 @@ DONTUNMAP_ACCOUNTS_NEXT = "dontunmap-accounts-next"
 """Until 5.12, by mistake: MREMAP_DONTUNMAP of the middle of an accounted VMA sets VM_ACCOUNT on the VMA above it."""
 DONTUNMAP_SKIPS_MERGE = "dontunmap-skips-merge"
 """6.1.y's form of dontunmap-keeps-two: a target next to its source does not merge with its other neighbour either."""
+ONFAULT_CHECKS_ACCESS = "onfault-checks-access"
+"""Until 5.17: mlock2(MLOCK_ONFAULT) of memory without access is ENOMEM; since 5.18 it is not even looked at."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 
-_5_10 = frozenset({DONTUNMAP_ACCOUNTS_NEXT, FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, CLOSE_NEVER_MERGES})
+_5_10 = frozenset(
+    {DONTUNMAP_ACCOUNTS_NEXT, FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, CLOSE_NEVER_MERGES, ONFAULT_CHECKS_ACCESS}
+)
 _5_17 = (_5_10 - {DONTUNMAP_ACCOUNTS_NEXT}) | {
     DONTUNMAP_ANY,
     MADV_POPULATE,
@@ -88,7 +92,7 @@ _5_17 = (_5_10 - {DONTUNMAP_ACCOUNTS_NEXT}) | {
     MREMAP_NEEDS_VMA,
     DONTUNMAP_UNLINKS,
 }
-_6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT}) | {
+_6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, ONFAULT_CHECKS_ACCESS}) | {
     MERGE_AFTER_GROW,
     MMAP_ASKS_NEXT_FIRST,
     MADV_DONTNEED_LOCKED_ROW,
@@ -174,6 +178,7 @@ class Policy:
         "mremap_needs_vma",
         "mseal",
         "name",
+        "onfault_checks_access",
         "populate_stops_at_hole",
         "rows",
         "shared_uffd_wp",
@@ -222,6 +227,7 @@ class Policy:
         self.dontunmap_unlinks: bool = DONTUNMAP_UNLINKS in rows
         self.dontunmap_accounts_next: bool = DONTUNMAP_ACCOUNTS_NEXT in rows
         self.dontunmap_skips_merge: bool = DONTUNMAP_SKIPS_MERGE in rows
+        self.onfault_checks_access: bool = ONFAULT_CHECKS_ACCESS in rows
         self.ignored_flags: int = VM_SOFTDIRTY | (VM_MAYBE_GUARD if self.guard_flag else 0)
         """Flags in which a request and its neighbour may differ (``VM_IGNORE_MERGE``)."""
 

@@ -80,7 +80,10 @@ def populate(space: AddressSpace, start: int, end: int, *, ignore_errors: bool) 
     """``__mm_populate``: touch what mlock and MAP_POPULATE promise. Raises ENOMEM for memory without access."""
     vma = space.vmas.find(start) if start < end else None
     while vma is not None and vma.start < end:
-        if not vma.flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
+        if vma.flags & VM_LOCKONFAULT:
+            if space.machine.policy.onfault_checks_access and not ignore_errors and not accessible(vma, write=False):
+                raise LinuxError(errno.ENOMEM, f"{vma.start:#x} allows no access")
+        elif not vma.flags & (VM_IO | VM_PFNMAP):
             if vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE:
                 space.write_pages(vma, max(vma.start, start), min(vma.end, end))
             elif not accessible(vma, write=False) and not ignore_errors:
