@@ -74,6 +74,10 @@ _QUESTIONS = ("", "av", "pgoff", "pages", "has", "lacks", "case", "count", "reas
 _DRAWING = re.compile(r"^[.\w-]+$")
 
 
+worlds: list[World] = []
+"""Every world that `play` made, oldest first; whoever reads it may clear it."""
+
+
 def page(column: int) -> int:
     """The address of a column."""
     return BASE + column * PAGE_SIZE
@@ -93,6 +97,15 @@ class World:
         )
         self.system.add_process(1)
         self._anon_vmas: dict[str, int] = {}
+        self.log: list[Event] = []
+
+    def apply(self, event: Event) -> int:
+        """Let `event` happen, with a check afterwards whatever came of it. Raises LinuxError."""
+        self.log.append(event)
+        try:
+            return self.system.apply(event)
+        finally:
+            self.system.check()
 
     def space(self, pid: int) -> AddressSpace:
         return self.system.processes[pid]
@@ -237,7 +250,7 @@ def play(
     Raises AssertionError that shows the timeline, the line that does not hold, and what was the case instead.
     """
     for policy in policies.split():
-        world = World(policy, max_map_count=max_map_count, anon_names=anon_names)
+        worlds.append(world := World(policy, max_map_count=max_map_count, anon_names=anon_names))
         lines = timeline.strip("\n").split("\n")
         for number, line in enumerate(lines):
             wrong = _play_line(world, line)
@@ -266,11 +279,9 @@ def _play_line(world: World, line: str) -> str | None:
     happened = ""
     for event in world.events(pid, drawing, verb, words):
         try:
-            world.system.apply(event)
+            world.apply(event)
         except LinuxError as error:
             happened = errno.errorcode[error.errno]
-        world.system.check()
-        if happened:
             break
     return None if happened == failure else f"=> {happened or 'no failure'}"
 

@@ -2,6 +2,7 @@
 
 import errno
 
+import drawing
 import pytest
 from drawing import World, page, play
 
@@ -82,7 +83,7 @@ def test_mmap_with_a_hint() -> None:
 def test_mappings_without_a_place_grow_downwards_and_merge() -> None:
     world = play(STOCK, "")
     for _ in range(3):
-        world.system.apply(Event("mmap", 1, length=2 * PAGE_SIZE, prot=3, flags=0x22))
+        world.apply(Event("mmap", 1, length=2 * PAGE_SIZE, prot=3, flags=0x22))
     assert world.draw() == "." * 56 + "aaaaaa"
     assert world.last.case == 3
 
@@ -144,8 +145,8 @@ def test_stack_hint_is_against_huge_pages_since_6_7() -> None:
 
 def errno_of(world: World, event: Event) -> str:
     with pytest.raises(LinuxError) as failed:
-        world.system.apply(event)
-    world.system.check()
+        world.apply(event)
+
     return "EOPNOTSUPP" if failed.value.errno == errno.EOPNOTSUPP else errno.errorcode[failed.value.errno]
 
 
@@ -254,7 +255,7 @@ def test_brk_grows_and_shrinks() -> None:
     space.start_brk = space.brk = page(0)
 
     def brk(address: int) -> int:
-        result = world.system.apply(Event("brk", 1, addr=address))
+        result = world.apply(Event("brk", 1, addr=address))
         world.system.check()
         return result
 
@@ -277,10 +278,10 @@ def test_brk_merges_with_the_heap_below() -> None:
     space = world.space(1)
     space.start_brk = space.brk = page(2)
     for column in (4, 6):
-        world.system.apply(Event("brk", 1, addr=page(column)))
+        world.apply(Event("brk", 1, addr=page(column)))
     assert world.draw() == "..aaaa"
-    world.system.apply(Event("madvise", 1, addr=page(4), length=2 * PAGE_SIZE, flags=abi.MADV_DONTFORK))
-    world.system.apply(Event("brk", 1, addr=page(8)))
+    world.apply(Event("madvise", 1, addr=page(4), length=2 * PAGE_SIZE, flags=abi.MADV_DONTFORK))
+    world.apply(Event("brk", 1, addr=page(8)))
     assert world.draw() == "..aabbcc"
 
 
@@ -290,11 +291,11 @@ def test_brk_joined_the_vma_above_until_5_19() -> None:
         world = play(policy, "")
         space = world.space(1)
         space.start_brk = space.brk = page(2)
-        world.system.apply(Event("brk", 1, addr=page(4)))
-        world.system.apply(Event("brk", 1, addr=page(3)))
-        world.system.apply(Event("munmap", 1, addr=page(2), length=PAGE_SIZE))
-        world.system.apply(Event("mmap", 1, addr=page(5), length=PAGE_SIZE, prot=3, flags=0x32))
-        assert world.system.apply(Event("brk", 1, addr=page(4))) == page(4)
+        world.apply(Event("brk", 1, addr=page(4)))
+        world.apply(Event("brk", 1, addr=page(3)))
+        world.apply(Event("munmap", 1, addr=page(2), length=PAGE_SIZE))
+        world.apply(Event("mmap", 1, addr=page(5), length=PAGE_SIZE, prot=3, flags=0x32))
+        assert world.apply(Event("brk", 1, addr=page(4))) == page(4)
         assert world.draw() == "...a.b", drawn
 
 
@@ -302,8 +303,8 @@ def test_brk_stops_below_a_mapping() -> None:
     world = play("linux-6.12", "......bb       mmap")
     space = world.space(1)
     space.start_brk = space.brk = page(2)
-    assert world.system.apply(Event("brk", 1, addr=page(6))) == page(2)  # one page stays free
-    assert world.system.apply(Event("brk", 1, addr=page(5))) == page(5)
+    assert world.apply(Event("brk", 1, addr=page(6))) == page(2)  # one page stays free
+    assert world.apply(Event("brk", 1, addr=page(5))) == page(5)
     assert world.draw() == "..aaa.bb"
 
 
@@ -312,9 +313,9 @@ def test_brk_below_a_stack_keeps_its_gap() -> None:
     space = world.space(1)
     space.start_brk = space.brk = page(0)
     stack = page(300)
-    world.system.apply(Event("mmap", 1, addr=stack, length=PAGE_SIZE, prot=3, flags=0x32 | abi.MAP_GROWSDOWN))
-    assert world.system.apply(Event("brk", 1, addr=page(300 - 256))) == page(0)
-    assert world.system.apply(Event("brk", 1, addr=page(300 - 257))) == page(43)
+    world.apply(Event("mmap", 1, addr=stack, length=PAGE_SIZE, prot=3, flags=0x32 | abi.MAP_GROWSDOWN))
+    assert world.apply(Event("brk", 1, addr=page(300 - 256))) == page(0)
+    assert world.apply(Event("brk", 1, addr=page(300 - 257))) == page(43)
 
 
 # mprotect -----------------------------------------------------------------------------------------------
@@ -404,7 +405,7 @@ def test_mprotect_refuses() -> None:
     for wanted, event in refused:
         assert errno_of(world, event) == wanted, repr(event)
         assert world.draw() == "aaaa..bb"
-    assert world.system.apply(Event("mprotect", 1, addr=page(0), prot=1)) == 0
+    assert world.apply(Event("mprotect", 1, addr=page(0), prot=1)) == 0
     assert world.draw() == "aaaa..bb"
 
 
@@ -681,13 +682,37 @@ def test_madvise_refuses() -> None:
         Event("madvise", 1, addr=page(0), length=(1 << 64) - PAGE_SIZE, flags=abi.MADV_DONTFORK),
     ):
         assert errno_of(world, event) == "EINVAL"
-    assert world.system.apply(Event("madvise", 1, addr=page(0), flags=abi.MADV_DONTFORK)) == 0
+    assert world.apply(Event("madvise", 1, addr=page(0), flags=abi.MADV_DONTFORK)) == 0
     for advice, policy in (
         ("COLLAPSE", "linux-5.17"),
         ("DONTNEED_LOCKED", "linux-5.17"),
         ("GUARD_INSTALL", "linux-6.12"),
     ):
         play(policy, f"aaaa           mmap\nxxxx           madvise {advice} => EINVAL")
+
+
+def test_collapse_needs_room_for_a_huge_page() -> None:
+    play(
+        "linux-6.1 linux-6.12 linux-7.2",
+        """
+        aaaa           mmap
+        xxxx           madvise COLLAPSE => EINVAL
+        """,
+    )
+    world = play("linux-6.12", "")
+    huge = abi.HUGE_PAGE_SIZE
+    for start, length, fits in ((0, huge, True), (2 * huge + 4096, huge, False), (4 * huge - 4096, huge + 8192, True)):
+        addr = drawing.BASE + start
+        advice = Event("madvise", 1, addr=addr, length=length, flags=abi.MADV_COLLAPSE)
+        world.apply(Event("mmap", 1, addr=addr, length=length, prot=3, flags=0x32))
+        assert errno_of(world, advice) == "EINVAL"  # nothing to make a huge page of
+        world.apply(Event("write", 1, addr=addr + huge // 2, length=1))
+        if not fits:
+            assert errno_of(world, advice) == "EINVAL"
+            continue
+        assert world.apply(advice) == 0
+        block = (addr + huge - 1) & -huge
+        assert world.space(1).pages.populated(block, block + huge) == huge // PAGE_SIZE
 
 
 def test_wipe_and_dontfork_in_the_child() -> None:
@@ -918,11 +943,46 @@ def test_remap_file_pages() -> None:
         .x             remap_file_pages pgoff=7
         abcc
         0723           pgoff
+        .xx            remap_file_pages pgoff=1   # over two VMAs of the file, and all is one again
+        aaaa           case 1
+        0123           pgoff
         ....d          mmap
         ....x          remap_file_pages pgoff=1 => EINVAL
-        .xx            remap_file_pages pgoff=1 => EINVAL
-        .x             remap_file_pages pgoff=1
-        aaaad          case 1
+        ...xx          remap_file_pages pgoff=1 => EINVAL
+        ...xxx         remap_file_pages pgoff=1 => EINVAL
+        .......x       remap_file_pages pgoff=1 => EINVAL
+        ......ee       mmap file=data pgoff=0
+        ......xx       remap_file_pages pgoff=1 => EINVAL   # not shared
+        aaaad.ee
+        .x             mprotect r
+        .xx            remap_file_pages pgoff=1 => EINVAL   # not alike
+        """,
+    )
+    play(
+        STOCK,
+        """
+        aaaa           mmap file=data shared pgoff=0
+        xx             madvise RANDOM
+        xx             mlock
+        x              remap_file_pages pgoff=0
+        abcc
+        x              lacks RAND_READ
+        x              has LOCKED
+        """,
+    )
+
+
+def test_remap_file_pages_keeps_the_size_of_a_segment() -> None:
+    """Its pages past the end can be touched neither before nor after."""
+    play(
+        "linux-6.12",
+        """
+        aaaa           shmat file=SYSV1
+        .x             remap_file_pages pgoff=3
+        abcc
+        .x             write
+        .x             remap_file_pages pgoff=4
+        .x             write => EFAULT
         """,
     )
 
@@ -990,38 +1050,38 @@ def test_a_stack_keeps_its_gap() -> None:
         world = play(policy, "a              mmap")
         top = 400
         stack = 0x32 | abi.MAP_GROWSDOWN
-        world.system.apply(Event("mmap", 1, addr=page(top), length=PAGE_SIZE, prot=3, flags=stack))
+        world.apply(Event("mmap", 1, addr=page(top), length=PAGE_SIZE, prot=3, flags=stack))
         space = world.space(1)
         assert errno_of(world, Event("write", 1, addr=page(256), length=1)) == "EFAULT"
-        world.system.apply(Event("write", 1, addr=page(257), length=1))
+        world.apply(Event("write", 1, addr=page(257), length=1))
         assert [vma.pages for vma in space.vmas] == [1, top - 257 + 1]
         assert errno_of(world, Event("write", 1, addr=page(256), length=1)) == "EFAULT"
-        world.system.apply(Event("mprotect", 1, addr=page(0), length=PAGE_SIZE, prot=0))
-        world.system.apply(Event("write", 1, addr=page(256), length=1))  # what cannot be touched keeps no gap
+        world.apply(Event("mprotect", 1, addr=page(0), length=PAGE_SIZE, prot=0))
+        world.apply(Event("write", 1, addr=page(256), length=1))  # what cannot be touched keeps no gap
         world.system.check()
 
 
 def test_a_stack_grows_up_to_another_stack_and_not_past_its_limit() -> None:
     world = play("linux-6.12", "a              mmap growsdown")
-    world.system.apply(Event("mmap", 1, addr=page(9), length=PAGE_SIZE, prot=3, flags=0x32 | abi.MAP_GROWSDOWN))
-    world.system.apply(Event("write", 1, addr=page(1), length=1))
+    world.apply(Event("mmap", 1, addr=page(9), length=PAGE_SIZE, prot=3, flags=0x32 | abi.MAP_GROWSDOWN))
+    world.apply(Event("write", 1, addr=page(1), length=1))
     assert world.draw() == "aBbbbbbbbb"
     limit = (8 << 20) // PAGE_SIZE
-    top = 0x7000_0000
-    world.system.apply(Event("mmap", 1, addr=top, length=PAGE_SIZE, prot=3, flags=0x32 | abi.MAP_GROWSDOWN))
-    world.system.apply(Event("write", 1, addr=top - (limit - 1) * PAGE_SIZE, length=1))
+    top = drawing.BASE + (32 << 20)
+    world.apply(Event("mmap", 1, addr=top, length=PAGE_SIZE, prot=3, flags=0x32 | abi.MAP_GROWSDOWN))
+    world.apply(Event("write", 1, addr=top - (limit - 1) * PAGE_SIZE, length=1))
     assert errno_of(world, Event("write", 1, addr=top - limit * PAGE_SIZE, length=1)) == "EFAULT"
 
 
 def test_mmap_keeps_out_of_a_stacks_gap_unless_it_is_told_where() -> None:
     world = play("linux-6.12", "")
     top = page(400)
-    world.system.apply(Event("mmap", 1, addr=top, length=PAGE_SIZE, prot=3, flags=0x32 | abi.MAP_GROWSDOWN))
+    world.apply(Event("mmap", 1, addr=top, length=PAGE_SIZE, prot=3, flags=0x32 | abi.MAP_GROWSDOWN))
     hinted = Event("mmap", 1, addr=page(399), length=PAGE_SIZE, prot=3, flags=0x22)
-    assert world.system.apply(hinted) != page(399)
+    assert world.apply(hinted) != page(399)
     hinted.addr = page(400 - 257)
-    assert world.system.apply(hinted) == page(400 - 257)
-    assert world.system.apply(Event("mmap", 1, addr=page(398), length=PAGE_SIZE, prot=3, flags=0x32)) == page(398)
+    assert world.apply(hinted) == page(400 - 257)
+    assert world.apply(Event("mmap", 1, addr=page(398), length=PAGE_SIZE, prot=3, flags=0x32)) == page(398)
 
 
 # processes ----------------------------------------------------------------------------------------------

@@ -629,7 +629,7 @@ def test_both_neighbours_degrade_to_one_where_the_successor_has_close() -> None:
     for vma in world.space(1).vmas:
         vma.close = True
     for event in world.events(1, "..bb", "mmap", ["shared", "file=seg", "pgoff=2"]):
-        world.system.apply(event)
+        world.apply(event)
     assert world.last.case == 2
     assert world.draw() == "aaaabb"
 

@@ -652,7 +652,10 @@ def test_what_the_child_made_itself_is_unshared() -> None:
 
 
 def test_shared_page_by_page() -> None:
-    """Patch 2 looks at the mapcount of every page of the range that moves, and of no other."""
+    """Patch 2 looks at the mapcount of every page of the range that moves, and of no other.
+
+    No fork can make such a page without a child on the anon_vma, as same-page merging could; so it is put there.
+    """
 
     def world_with_a_shared_page() -> World:
         world = play(SERIES, "AAAAAAAA           mmap")

@@ -6,6 +6,7 @@ import errno
 from typing import Final
 
 from vmaweld.abi import (
+    HUGE_PAGE_SIZE,
     MADV_COLD,
     MADV_COLLAPSE,
     MADV_DODUMP,
@@ -218,6 +219,8 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
     elif advice in (MADV_COLD, MADV_PAGEOUT):
         if flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB):
             raise LinuxError(errno.EINVAL, f"the memory at {start:#x} is locked")
+    elif advice == MADV_COLLAPSE:
+        _collapse(space, vma, start, end)
     elif advice == MADV_REMOVE:
         if flags & VM_LOCKED or not vma.file:
             raise LinuxError(errno.EINVAL, "only for unlocked file mappings")
@@ -234,3 +237,24 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
         if vma.anonymous:
             space.prepare_anon_vma(vma)  # so that fork copies the page tables, markers included
         space.pages.drop(start, end)
+
+
+def _collapse(space: AddressSpace, vma: VMA, start: int, end: int) -> None:
+    """``madvise_collapse``: each 2 MiB that hold a page become one huge page, exclusive and without holes.
+
+    Raises EINVAL where a huge page cannot be, or there is nothing to make one of. Of file mappings only the size counts
+    here: their pages are not kept.
+    """
+    last = (vma.end - HUGE_PAGE_SIZE) & -HUGE_PAGE_SIZE
+    if last < vma.start or vma.flags & (VM_SPECIAL | VM_HUGETLB):
+        raise LinuxError(errno.EINVAL, f"no huge page fits the mapping at {vma.start:#x}")
+    if not vma.anonymous:
+        return
+    empty = False
+    for block in range((start + HUGE_PAGE_SIZE - 1) & -HUGE_PAGE_SIZE, end & -HUGE_PAGE_SIZE, HUGE_PAGE_SIZE):
+        if space.pages.populated(block, block + HUGE_PAGE_SIZE):
+            space.write_pages(vma, block, block + HUGE_PAGE_SIZE)
+        else:
+            empty = True
+    if empty:
+        raise LinuxError(errno.EINVAL, "there are no pages to make a huge one of")

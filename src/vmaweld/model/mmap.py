@@ -29,6 +29,7 @@ from vmaweld.abi import (
     PROT_EXEC,
     PROT_WRITE,
     TASK_SIZE,
+    VM_ACCESS_FLAGS,
     VM_ACCOUNT,
     VM_DONTDUMP,
     VM_DROPPABLE,
@@ -121,7 +122,7 @@ def mmap(
     if flags & MAP_NORESERVE and not space.machine.overcommit_never:
         vm_flags |= VM_NORESERVE
 
-    if shared_anonymous or close:
+    if shared_anonymous:
         space.machine.file_pages[file] = length >> PAGE_SHIFT
     _map_region(space, address, length, vm_flags, file, pgoff, close=close)
     if vm_flags & VM_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE:
@@ -286,6 +287,7 @@ def shmat(space: AddressSpace, addr: int, length: int, prot: int, remap: bool, s
     writable = bool(prot & PROT_WRITE)
     space.machine.last_file += 1  # every attachment opens the segment anew, and so merges with no other
     file = f"{segment}@{space.machine.last_file}"
+    space.machine.file_pages[file] = page_align_up(length) >> PAGE_SHIFT
     return mmap(space, addr, length, prot, flags, file, placed=placed, close=True, writable=writable)
 
 
@@ -310,13 +312,26 @@ def shmdt(space: AddressSpace, addr: int) -> int:
 
 
 def remap_file_pages(space: AddressSpace, addr: int, length: int, pgoff: int) -> int:
-    """remap_file_pages(2), which since 4.0 is an mmap of the same file over itself. Returns 0. Raises EINVAL."""
+    """remap_file_pages(2), which since 4.0 is an mmap of the same file over itself. Returns 0. Raises EINVAL, ENOMEM.
+
+    The range may span VMAs of the same file and flags without a hole; what they had by advice is lost.
+    """
     start = page_align_down(addr)
     size = page_align_down(length)
     vma = space.vmas.find(start)
     if size == 0 or vma is None or vma.start > start or not vma.flags & VM_SHARED or not vma.file:
         raise LinuxError(errno.EINVAL, f"{start:#x} is not in a shared file mapping")
-    if start + size > vma.end:
-        raise LinuxError(errno.EINVAL, "the range reaches past its mapping")
-    _map_region(space, start, size, vma.flags, vma.file, pgoff, close=vma.close)
+    last = vma
+    while last.end < start + size:
+        following = last.next
+        if (
+            following is None
+            or following.start != last.end
+            or following.file != vma.file
+            or following.flags != vma.flags
+        ):
+            raise LinuxError(errno.EINVAL, "the range reaches past the mappings of one file")
+        last = following
+    flags = MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & VM_LOCKED else 0)
+    mmap(space, start, size, vma.flags & VM_ACCESS_FLAGS, flags, vma.file, pgoff, close=vma.close)
     return 0
