@@ -69,9 +69,9 @@ class Target:
         assert line.startswith(start), f"{line!r} where {start!r} was expected; status {self.process.poll()}"
         return line.removeprefix(start).strip()
 
-    def build(self, count: int, pages: int) -> tuple[int, int]:
-        """Lay out fragments; returns where they begin and end."""
-        self.tell(f"build {count} {pages}")
+    def build(self, count: int, pages: int, how: str = "") -> tuple[int, int]:
+        """Lay out fragments; returns where they begin and end. how: "quiet": no thread touches them."""
+        self.tell(f"build {count} {pages} {how}")
         start = int(self.expect("built"), 16)
         return start, start + count * pages * 4096
 

@@ -1,8 +1,9 @@
 """A process to be welded: fragments that threads read and write all the time, losing nothing.
 
-Commands on stdin, one a line: ``build COUNT PAGES`` lays out fragments anew and starts the threads on them, ``check``
-stops them and compares every page, ``quit``. It answers each on stdout, and ends with status 3 at the first byte that
-is not what it should be, 4 where a wait ended that should not have.
+Commands on stdin, one a line, each answered on stdout: ``build COUNT PAGES [quiet]`` lays out fragments anew and,
+unless quiet, starts threads on them; ``check`` stops these and compares every page; ``fork`` makes a child; ``fill N``
+makes VMAs until N more may be made; ``quit``. It ends with status 3 at the first byte that is not what it should be, 4
+where a wait ended that should not have.
 """
 
 import ctypes
@@ -44,7 +45,7 @@ def content(seed: int, index: int, page: int) -> int:
 class Fragments:
     """Fragments and the threads at work on them."""
 
-    def __init__(self, count: int, pages: int, seed: int) -> None:
+    def __init__(self, count: int, pages: int, seed: int, quiet: bool) -> None:
         self.count, self.pages, self.seed = count, pages, seed
         self.start = fragments(count, pages, seed=seed)
         self.size = pages * PAGE
@@ -52,6 +53,8 @@ class Fragments:
         self.rounds = 0
         self.threads = [threading.Thread(target=self._work, args=(k,), daemon=True) for k in range(2)]
         self.threads.append(threading.Thread(target=self._nap, daemon=True))
+        if quiet:
+            self.threads = []
         for thread in self.threads:
             thread.start()
 
@@ -90,6 +93,19 @@ def fail(text: str) -> None:
     os._exit(3)
 
 
+def fill(spare: int) -> None:
+    """Make VMAs until only `spare` more may be made."""
+    with open("/proc/sys/vm/max_map_count", encoding="ascii") as file:
+        limit = int(file.read())
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as file:
+        wanted = limit - spare - sum(1 for _ in file) - 2
+    block = syscalls.mmap(0, (wanted + 2) * PAGE, abi.PROT_NONE, ANON | abi.MAP_NORESERVE)
+    for at in range(block + PAGE, block + wanted * PAGE, 2 * PAGE):
+        syscalls.mprotect(at, PAGE, abi.PROT_READ)
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as file:
+        print(f"filled {limit - sum(1 for line in file if 'vsyscall' not in line)}", flush=True)
+
+
 def wait_for_ever() -> None:
     """In epoll_wait with no limit: a stop must not show (but where the one who stopped it was killed: signal(7))."""
     poll = select.epoll()
@@ -126,7 +142,7 @@ def main() -> None:
         words = line.split()
         if words[0] == "build":
             seed += 1
-            current = Fragments(int(words[1]), int(words[2]), seed)
+            current = Fragments(int(words[1]), int(words[2]), seed, "quiet" in words)
             print(f"built {current.start:x}", flush=True)
         elif words[0] == "check" and current is not None:
             print(current.check(), flush=True)
@@ -135,6 +151,8 @@ def main() -> None:
             if pid == 0:
                 signal.pause()
             print(f"child {pid}", flush=True)
+        elif words[0] == "fill":
+            fill(int(words[1]))
         elif words[0] == "quit":
             break
     os._exit(0)

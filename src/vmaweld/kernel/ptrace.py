@@ -5,6 +5,7 @@ thread is gone, or does not stand still); `wait` returns what happened instead.
 Requests and structures: ``include/uapi/linux/ptrace.h``, ``arch/x86/include/uapi/asm/ptrace.h``.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -186,26 +187,35 @@ def seccomp_filter(tid: int, index: int) -> bytes:
 
 
 def wait(tid: int, timeout: float | None = None) -> Event | None:
-    """Wait until something happens to `tid`; None after `timeout` seconds (0: only look)."""
-    flags = _WALL if timeout is None else _WALL | os.WNOHANG
+    """Wait until something happens to `tid`; None after `timeout` seconds (0: only look).
+
+    An end is told, but left to `reap` or, of a child, to whoever waits for it.
+    """
+    options = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL | (0 if timeout is None else os.WNOHANG)
     end = None if timeout is None else time.monotonic() + timeout
     pause = 20e-6
     while True:
         try:
-            found, status = os.waitpid(tid, flags)
+            seen = os.waitid(os.P_PID, tid, options)
         except ChildProcessError:
             return Event("gone", 0)
-        if found:
-            return _event(status)
+        if seen is not None:
+            if seen.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
+                return Event("gone", 0 if seen.si_code == os.CLD_EXITED else seen.si_status)
+            return _event(os.waitpid(tid, _WALL)[1])
         if end is None or time.monotonic() >= end:
             return None
         time.sleep(pause)
         pause = min(pause * 2, 2e-3)
 
 
+def reap(tid: int) -> None:
+    """Take note of the end of `tid`, so that the process's parent may: until then it waits for its tracer."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(tid, os.WNOHANG | _WALL)
+
+
 def _event(status: int) -> Event:
-    if not os.WIFSTOPPED(status):
-        return Event("gone", os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
     number = os.WSTOPSIG(status)
     event = status >> 16
     if event == EVENT_STOP:

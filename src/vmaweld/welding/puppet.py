@@ -9,8 +9,9 @@ import contextlib
 import ctypes
 import mmap
 import os
+import signal
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from vmaweld import abi
@@ -33,6 +34,7 @@ _SIGRETURNS: Final = (
     b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05",  # mov rax, 15; syscall
     b"\xb8\x0f\x00\x00\x00\x0f\x05",  # mov eax, 15; syscall
 )
+_FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 _NO_SYSCALL: Final = (1 << 64) - 1
 _ALL_SIGNALS: Final = (1 << 64) - 1
 _USER_CS: Final = 0x33
@@ -120,12 +122,12 @@ class Puppet:
         self._take(regs)
         for _entry_and_exit in range(2):
             ptrace.proceed_to_syscall(self.tid)
-            self._await("syscall")
+            self._await("syscall", ptrace.proceed_to_syscall)
         result = ptrace.registers(self.tid).result
         # Stop it again before it executes another instruction; from such a stop a system call can be resumed.
         ptrace.interrupt(self.tid)
         ptrace.proceed(self.tid)
-        self._await("stop")
+        self._await("stop", ptrace.proceed)
         return result
 
     def place(self, text: bytes) -> int:
@@ -150,24 +152,26 @@ class Puppet:
         ptrace.set_signal_mask(self.tid, _ALL_SIGNALS)
         self._at_work = True
 
-    def _await(self, kind: str) -> None:
+    def _await(self, kind: str, go_on: Callable[[int], None]) -> None:
         while True:
             event = ptrace.wait(self.tid)
             assert event is not None
-            if not self._meanwhile(event) and event.kind == kind:
+            if event.kind == kind:
                 return
+            self._meanwhile(event)
+            go_on(self.tid)
 
-    def _meanwhile(self, event: ptrace.Event) -> bool:
-        """Deal with what may happen to a thread at work; True where it was that, and the thread is on its way again."""
+    def _meanwhile(self, event: ptrace.Event) -> None:
+        """Note what happened to a thread at work that was not asked for; the thread is to be sent on its way again.
+
+        That may be a stop: one that was stopped as a whole, by SIGSTOP, stops a second time for our own interrupt.
+        """
         if event.kind == "gone":
             raise ProcessGone(f"process {self.pid} has ended during the weld")
         if event.kind == "signal":
-            if event.signal in (11, 7, 4, 8):
+            if event.signal in _FAULTS:
                 raise HalfDone(f"thread {self.tid} got signal {event.signal} at work: run the weld again to repair it")
             self._still.hold(event.signal)  # all others are blocked, so it is SIGSTOP
-            ptrace.proceed(self.tid)
-            return True
-        return False
 
     # Batches
 
@@ -191,6 +195,7 @@ class Puppet:
             event = ptrace.wait(self.tid, 0)
             if event is not None:
                 self._meanwhile(event)
+                ptrace.proceed(self.tid)
         ptrace.interrupt(self.tid)
         while True:
             event = ptrace.wait(self.tid)
@@ -201,6 +206,7 @@ class Puppet:
                 ptrace.proceed(self.tid, event.signal)
             else:
                 self._meanwhile(event)
+                ptrace.proceed(self.tid)
         regs = ptrace.registers(self.tid)
         if not code <= regs.rip < code + mc.CODE_SIZE:
             # We came late, and it has gone back by itself: it goes on from where it is now.
@@ -302,7 +308,8 @@ class Workshop:
         self.address = 0
         self._state = None
         if self._map is not None:
-            self._map.close()
+            with contextlib.suppress(BufferError):  # an exception on its way still holds the state word
+                self._map.close()
             self._map = None
         if self._fd >= 0:
             os.close(self._fd)

@@ -121,6 +121,9 @@ class _Weld:
         with Standstill(self.pid, self._waits) as still:
             try:
                 return work(still)
+            except ProcessLookupError:
+                self._workshop.forget()
+                raise ProcessGone(f"process {self.pid} has ended during the weld") from None
             finally:
                 still.release()
                 self.report.pauses.append(time.monotonic() - still.began)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final
 
 from vmaweld.kernel import procfs, ptrace
-from vmaweld.kernel.errors import NotPermitted, ProcessGone
+from vmaweld.kernel.errors import KernelError, NotPermitted, ProcessGone
 from vmaweld.welding.errors import Refused, WeldError
 
 TIMEOUT: Final = 5.0
@@ -120,6 +120,7 @@ class Standstill:
                 )
             if event.kind == "gone":
                 self._pending.discard(tid)
+                self._bury(tid)
                 return
             if event.kind == "stop":
                 break
@@ -147,17 +148,35 @@ class Standstill:
     def release(self) -> None:
         """Let every thread go; safe to call twice."""
         for tid in self.threads:
-            with contextlib.suppress(OSError):  # killed meanwhile
-                ptrace.detach(tid)
+            self._let_go(tid)
         self.threads = []
         for tid in self._pending:  # seized, but it has not stopped
             event = ptrace.wait(tid, 0.2)
-            if event is not None and event.kind != "gone":
-                ptrace.detach(tid, event.signal if event.kind == "signal" else 0)
+            if event is not None:
+                self._let_go(tid, event.signal if event.kind == "signal" else 0)
         self._pending = set()
         if self._stop_again:
-            os.kill(self.pid, self._stop_again)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, self._stop_again)
             self._stop_again = 0
+
+    def _let_go(self, tid: int, number: int = 0) -> None:
+        try:
+            ptrace.detach(tid, number)
+        except ProcessLookupError:  # killed meanwhile
+            ptrace.wait(tid, 0.2)
+            self._bury(tid)
+
+    def _bury(self, tid: int) -> None:
+        """A thread has ended: until its tracer notes it, nobody can; but a child's end is for whoever waits for it."""
+        if tid != self.pid or not self._is_child():
+            ptrace.reap(tid)
+
+    def _is_child(self) -> bool:
+        try:
+            return procfs.status(self.pid).ppid == os.getpid()
+        except KernelError:
+            return False
 
     def __enter__(self) -> "Standstill":
         return self
