@@ -935,6 +935,20 @@ def test_shmat_and_shmdt() -> None:
     )
 
 
+def test_shmdt_leaves_what_is_sealed() -> None:
+    """ksys_shmdt (ipc/shm.c) asks nobody whether the unmapping worked."""
+    play(
+        "linux-6.12 linux-6.18",
+        """
+        aaaa           shmat file=SYSV1
+        ..x            mseal
+        aabc
+        x              shmdt
+        ..b
+        """,
+    )
+
+
 def test_remap_file_pages() -> None:
     play(
         STOCK,

