@@ -79,11 +79,21 @@ DONTUNMAP_SKIPS_MERGE = "dontunmap-skips-merge"
 """6.1.y's form of dontunmap-keeps-two: a target next to its source does not merge with its other neighbour either."""
 ONFAULT_CHECKS_ACCESS = "onfault-checks-access"
 """Until 5.17: mlock2(MLOCK_ONFAULT) of memory without access is ENOMEM; since 5.18 it is not even looked at."""
+STACK_GAP_STAYS = "stack-gap-stays"
+"""Until 6.0: a stack keeps the gap below it free and no more; since the maple tree (6.1) a search that meets a stack goes
+on below its gap, passing what lies in between."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 
 _5_10 = frozenset(
-    {DONTUNMAP_ACCOUNTS_NEXT, FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, CLOSE_NEVER_MERGES, ONFAULT_CHECKS_ACCESS}
+    {
+        DONTUNMAP_ACCOUNTS_NEXT,
+        FORK_REUSES_BY_DEGREE,
+        BRK_MERGES_NEXT,
+        CLOSE_NEVER_MERGES,
+        ONFAULT_CHECKS_ACCESS,
+        STACK_GAP_STAYS,
+    }
 )
 _5_17 = (_5_10 - {DONTUNMAP_ACCOUNTS_NEXT}) | {
     DONTUNMAP_ANY,
@@ -92,7 +102,7 @@ _5_17 = (_5_10 - {DONTUNMAP_ACCOUNTS_NEXT}) | {
     MREMAP_NEEDS_VMA,
     DONTUNMAP_UNLINKS,
 }
-_6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, ONFAULT_CHECKS_ACCESS}) | {
+_6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, ONFAULT_CHECKS_ACCESS, STACK_GAP_STAYS}) | {
     MERGE_AFTER_GROW,
     MMAP_ASKS_NEXT_FIRST,
     MADV_DONTNEED_LOCKED_ROW,
@@ -182,6 +192,7 @@ class Policy:
         "populate_stops_at_hole",
         "rows",
         "shared_uffd_wp",
+        "stack_gap_stays",
         "thp_aligned_mmap",
         "uffd_move",
         "uffd_unregister_own",
@@ -228,6 +239,7 @@ class Policy:
         self.dontunmap_accounts_next: bool = DONTUNMAP_ACCOUNTS_NEXT in rows
         self.dontunmap_skips_merge: bool = DONTUNMAP_SKIPS_MERGE in rows
         self.onfault_checks_access: bool = ONFAULT_CHECKS_ACCESS in rows
+        self.stack_gap_stays: bool = STACK_GAP_STAYS in rows
         self.ignored_flags: int = VM_SOFTDIRTY | (VM_MAYBE_GUARD if self.guard_flag else 0)
         """Flags in which a request and its neighbour may differ (``VM_IGNORE_MERGE``)."""
 

@@ -376,6 +376,8 @@ class AddressSpace:
         while True:
             below = self.vmas.find_prev(high - 1) if above is None else above.prev
             end = high if above is None else min(high, above.start)
+            if above is not None and self.machine.policy.stack_gap_stays:
+                end = min(end, self.start_gap(above))
             floor = max(below.end if below is not None else 0, self.machine.min_address)
             if end - length >= floor:
                 # Only the VMA right above the gap is asked how far it must stay away.
