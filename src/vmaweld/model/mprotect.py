@@ -79,11 +79,8 @@ def mprotect(space: AddressSpace, addr: int, length: int, prot: int, pkey: int =
         raise LinuxError(errno.EINVAL, "nothing grows up on this processor")
 
     access = prot & VM_ACCESS_FLAGS
-    current: VMA | None = vma
     while True:
-        if current is None or current.start > start:
-            raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
-        flags = (current.flags & ~VM_ACCESS_FLAGS) | access
+        flags = (vma.flags & ~VM_ACCESS_FLAGS) | access
         if pkey >= 0:
             flags = (flags & ~VM_PKEY_MASK) | pkey << VM_PKEY_SHIFT
         elif space.machine.pkeys:  # arch_override_mprotect_pkey
@@ -92,12 +89,15 @@ def mprotect(space: AddressSpace, addr: int, length: int, prot: int, pkey: int =
             elif execute_only(current):
                 flags &= ~VM_PKEY_MASK
         if (flags & ~(flags >> 4)) & VM_ACCESS_FLAGS:
-            raise LinuxError(errno.EACCES, f"the mapping at {current.start:#x} may not have this protection")
-        current = _protect(space, current, start, min(current.end, end), flags)
-        start = current.end
+            raise LinuxError(errno.EACCES, f"the mapping at {vma.start:#x} may not have this protection")
+        vma = _protect(space, vma, start, min(vma.end, end), flags)
+        start = vma.end
         if start >= end:
             return 0
-        current = current.next
+        following = vma.next
+        if following is None or following.start > start:
+            raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
+        vma = following
 
 
 def _protect(space: AddressSpace, vma: VMA, start: int, end: int, flags: int) -> VMA:
