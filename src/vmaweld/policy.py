@@ -80,8 +80,8 @@ DONTUNMAP_SKIPS_MERGE = "dontunmap-skips-merge"
 ONFAULT_CHECKS_ACCESS = "onfault-checks-access"
 """Until 5.17: mlock2(MLOCK_ONFAULT) of memory without access is ENOMEM; since 5.18 it is not even looked at."""
 STACK_GAP_STAYS = "stack-gap-stays"
-"""Until 6.0: a stack keeps the gap below it free and no more; since the maple tree (6.1) a search that meets a stack goes
-on below its gap, passing what lies in between."""
+"""Until 6.0: a stack keeps the gap below it free and no more; since the maple tree (6.1) a search that meets a stack
+goes on below its gap, passing what lies in between."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 
