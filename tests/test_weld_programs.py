@@ -1,0 +1,204 @@
+"""Real programs, welded while they serve: redis-server under load, node, a JVM, and the project's own example."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import require
+from weld_crack import crack
+from weld_support import TIMEOUT, open_seams, require_other
+
+from vmaweld.welding import remote
+
+pytestmark = pytest.mark.live
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def weld_twice(pid: int, alive: Callable[[], None], pieces: int = 150) -> None:
+    """Crack and weld twice, at once and in slices, contents compared in the standstill; `alive` asks the program."""
+    for options in (remote.Options(verify=True), remote.Options(max_pause=0.005)):
+        made = crack(pid, pieces)
+        assert made > 20
+        alive()
+        before = open_seams(pid)
+        report = remote.weld(pid, options)
+        assert before > 20
+        # The program goes on meanwhile: a page may be busy, a new seam may open.
+        assert open_seams(pid) <= before // 10, report
+        assert report.closed >= before * 9 // 10
+        alive()
+
+
+def test_growing_buffers_goes_on_and_verifies_itself() -> None:
+    require_other()
+    with subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "growing_buffers.py"), "--hold", "--buffers", "120", "--kilobytes", "200"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert "ok" in process.stdout.readline()
+            assert open_seams(process.pid) > 10
+            report = remote.weld(process.pid, remote.Options(verify=True))
+            assert (open_seams(process.pid), report.left) == (0, [])
+            for _ in range(3):
+                assert ", ok" in process.stdout.readline()
+        finally:
+            process.kill()
+
+
+def test_redis_under_load(tmp_path: Path) -> None:
+    require_other()
+    require(bool(shutil.which("redis-server") and shutil.which("redis-benchmark")), "redis is needed")
+    path = str(tmp_path / "socket")
+    server = subprocess.Popen(
+        ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--io-threads", "2"],
+        stdout=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    try:
+        end = time.monotonic() + TIMEOUT
+        while not os.path.exists(path):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(TIMEOUT)
+        client.connect(path)
+        answers = client.makefile("rb")
+
+        def ask(*words: bytes) -> bytes:
+            client.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words))
+            line = answers.readline()
+            if line[:1] == b"$" and line != b"$-1\r\n":
+                return answers.read(int(line[1:]) + 2)[:-2]
+            return line[1:-2]
+
+        def value(number: int) -> bytes:
+            return b"%d." % number * (100 + number % 700)
+
+        ask(b"SELECT", b"3")
+        for number in range(3000):
+            assert ask(b"SET", b"check:%d" % number, value(number)) == b"OK"
+
+        def alive() -> None:
+            for number in range(3000):
+                assert ask(b"GET", b"check:%d" % number) == value(number)
+
+        load = subprocess.Popen(
+            ["redis-benchmark", "-s", path, "-q", "-n", "100000000", "-r", "20000", "-d", "300", "-t", "set,get,lpush"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            time.sleep(0.5)
+            weld_twice(server.pid, alive)
+            assert load.poll() is None
+        finally:
+            load.kill()
+            load.wait(TIMEOUT)
+        # A child for a snapshot shares all pages while it lives; then it is welded again.
+        digest = ask(b"DEBUG", b"DIGEST")
+        assert crack(server.pid, 50) > 10
+        ask(b"CONFIG", b"SET", b"dbfilename", b"dump.rdb")
+        ask(b"BGSAVE")
+        remote.weld(server.pid)
+        while b"rdb_bgsave_in_progress:1" in ask(b"INFO", b"persistence"):
+            time.sleep(0.05)
+        report = remote.weld(server.pid, remote.Options(unshare=True, verify=True))
+        assert report.copied == 0
+        assert open_seams(server.pid) <= 3
+        assert ask(b"DEBUG", b"DIGEST") == digest
+        assert server.poll() is None
+    finally:
+        server.kill()
+        server.wait(TIMEOUT)
+
+
+NODE = """
+const crypto = require('crypto');
+const hash = b => crypto.createHash('md5').update(b).digest('hex');
+const kept = [];
+let round = 0;
+setInterval(() => {
+  for (let i = 0; i < 20; i++) {
+    const b = Buffer.from(Array.from({length: 3000}, (_, k) => (k * i + round) & 255));
+    kept.push({b, h: hash(b), o: {i, round, s: 'x'.repeat(i)}});
+  }
+  if (kept.length > 3000) kept.splice(0, 1000);
+  for (const k of kept) if (hash(k.b) !== k.h || k.o.s.length !== k.o.i) { console.log('bad'); process.exit(3); }
+  console.log('ok ' + ++round);
+}, 5);
+"""
+
+JAVA = """
+import java.util.*;
+import java.util.zip.CRC32;
+public class Check {
+  static long crc(byte[] b) { CRC32 c = new CRC32(); c.update(b); return c.getValue(); }
+  public static void main(String[] a) throws Exception {
+    for (int t = 0; t < 3; t++) {
+      final int n = t;
+      new Thread(() -> {
+        Random r = new Random(n);
+        ArrayList<byte[]> list = new ArrayList<>(); ArrayList<Long> sums = new ArrayList<>();
+        for (int round = 0; ; round++) {
+          for (int i = 0; i < 50; i++) {
+            byte[] b = new byte[1 + r.nextInt(40000)]; r.nextBytes(b); list.add(b); sums.add(crc(b));
+          }
+          while (list.size() > 300) { int k = r.nextInt(list.size()); list.remove(k); sums.remove(k); }
+          for (int i = 0; i < list.size(); i++)
+            if (crc(list.get(i)) != sums.get(i)) { System.out.println("bad"); Runtime.getRuntime().halt(3); }
+          if (n == 0) System.out.println("ok " + round);
+          try { Thread.sleep(1); } catch (InterruptedException e) { System.out.println("bad"); }
+        }
+      }).start();
+    }
+  }
+}
+"""
+
+
+def _program(command: list[str], folder: Path) -> None:
+    """Weld a program that checks itself all the time and says so, a line a round."""
+    output = folder / "output"
+    with output.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file, cwd=folder) as process:
+        try:
+
+            def alive() -> None:
+                seen = output.read_bytes().count(b"ok")
+                end = time.monotonic() + TIMEOUT
+                while output.read_bytes().count(b"ok") < seen + 5:
+                    assert time.monotonic() < end
+                    assert process.poll() is None, output.read_text()[-2000:]
+                    time.sleep(0.05)
+                assert b"bad" not in output.read_bytes()
+
+            alive()
+            weld_twice(process.pid, alive)
+            process.send_signal(signal.SIGTERM)
+            process.wait(TIMEOUT)
+        finally:
+            process.kill()
+
+
+def test_node(tmp_path: Path) -> None:
+    require_other()
+    require(shutil.which("node") is not None, "node is needed")
+    (tmp_path / "check.js").write_text(NODE)
+    _program(["node", "check.js"], tmp_path)
+
+
+@pytest.mark.parametrize("collector", ["-XX:+UseG1GC", "-XX:+UseZGC", "-XX:+UseSerialGC"])
+def test_java(tmp_path: Path, collector: str) -> None:
+    require_other()
+    require(shutil.which("java") is not None, "java is needed")
+    (tmp_path / "Check.java").write_text(JAVA)
+    _program(["java", "-Xmx256m", "-Xss512k", collector, "Check.java"], tmp_path)
