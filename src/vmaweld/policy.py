@@ -57,6 +57,8 @@ MADV_GUARD = "madv-guard"
 GUARD_FLAG = "guard-flag"
 """Since 6.19 (and stable releases of 6.18): MADV_GUARD_INSTALL sets VM_MAYBE_GUARD, which sticks to merged VMAs and
 never hinders a merge."""
+MADVISE_EAGAIN = "madvise-eagain"
+"""Since 5.17: madvise that would need more VMAs than vm.max_map_count fails with EAGAIN; before, with ENOMEM."""
 ANON_NAMES = "anon-names"
 """Since 5.17: prctl(PR_SET_VMA_ANON_NAME), where the kernel is configured for it (see `System`)."""
 MSEAL = "mseal"
@@ -99,6 +101,7 @@ _5_17 = (_5_10 - {DONTUNMAP_ACCOUNTS_NEXT}) | {
     DONTUNMAP_ANY,
     MADV_POPULATE,
     ANON_NAMES,
+    MADVISE_EAGAIN,
     MREMAP_NEEDS_VMA,
     DONTUNMAP_UNLINKS,
 }
@@ -178,6 +181,7 @@ class Policy:
         "madv_dontneed_locked",
         "madv_guard",
         "madv_populate",
+        "madvise_eagain",
         "merge_after_grow",
         "merge_anon_vmas",
         "mmap_asks_next_first",
@@ -227,6 +231,7 @@ class Policy:
         self.madv_collapse: bool = MADV_COLLAPSE_ROW in rows
         self.madv_guard: bool = MADV_GUARD in rows
         self.guard_flag: bool = GUARD_FLAG in rows
+        self.madvise_eagain: bool = MADVISE_EAGAIN in rows
         self.anon_names: bool = ANON_NAMES in rows
         self.mseal: bool = MSEAL in rows
         self.droppable: bool = DROPPABLE in rows

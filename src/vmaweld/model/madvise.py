@@ -163,7 +163,7 @@ def _walk(space: AddressSpace, start: int, end: int, advice: int, name: str | No
             if vma.file:
                 raise LinuxError(errno.EBADF, "only anonymous memory can be named")
             if vma.name != name:
-                vma = space.modify(vma, start, stop, vma.flags, name=name)
+                vma = _modify(space, vma, start, stop, vma.flags, name)
         start = max(stop, vma.end)
         if start >= end:
             break
@@ -195,13 +195,16 @@ def _advise(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) ->
 
 
 def _update(space: AddressSpace, vma: VMA, start: int, end: int, flags: int) -> VMA:
-    """``madvise_update_vma``; a split at the limit is EAGAIN to madvise's caller."""
-    if flags == vma.flags:
-        return vma
+    """``madvise_update_vma`` where something changes."""
+    return vma if flags == vma.flags else _modify(space, vma, start, end, flags, None)
+
+
+def _modify(space: AddressSpace, vma: VMA, start: int, end: int, flags: int, name: str | None) -> VMA:
+    """`AddressSpace.modify`; a split at the limit is EAGAIN to whoever advises or names."""
     try:
-        return space.modify(vma, start, end, flags)
+        return space.modify(vma, start, end, flags, name=name)
     except LinuxError as error:
-        raise LinuxError(errno.EAGAIN, error.why) from None
+        raise LinuxError(errno.EAGAIN if space.machine.policy.madvise_eagain else errno.ENOMEM, error.why) from None
 
 
 def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> None:
