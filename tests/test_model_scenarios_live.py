@@ -13,6 +13,7 @@ import drawing
 import pytest
 import test_model_calls
 import test_model_cases
+import test_model_mremap
 import test_model_series
 from conftest import require
 
@@ -94,7 +95,7 @@ def in_the_arena(log: list[Event]) -> list[Event]:
     return moved
 
 
-@pytest.mark.parametrize("module", [test_model_cases, test_model_series, test_model_calls])
+@pytest.mark.parametrize("module", [test_model_cases, test_model_series, test_model_calls, test_model_mremap])
 def test_the_running_kernel_does_the_same(bench: Bench, module: object) -> None:
     programs = [in_the_arena(log) for log in logs(module) if performable(log)]
     assert len(programs) > 20
