@@ -6,7 +6,8 @@ already got the address and left. Three rules, each a fact of the kernel, put ev
 
 1. Where the kernel announced the mapping itself (perf's MMAP2 record, written under the mmap lock), that is the moment.
 2. A mapping that the kernel placed (no MAP_FIXED) lies where nothing was: a munmap or mremap of that range that has
-   been entered but not left has already taken effect.
+   been entered but not left has already taken effect. Where the moment was known before the address (rule 1, or an
+   mremap that this rule has put in its place), what freed the range may have been left meanwhile: it goes before.
 3. Else the exit.
 
 So each address space has a queue; an entry that still waits for its exit holds back those behind it. With a single
@@ -57,10 +58,11 @@ class _Call:
     mapped: (addr, length) of that announcement. entry: the call's place in the order, where it is known before its end.
     """
 
-    __slots__ = ("arguments", "entry", "file", "mapped", "name", "opened")
+    __slots__ = ("arguments", "entered", "entry", "file", "mapped", "name", "opened")
 
-    def __init__(self, name: str, arguments: Arguments) -> None:
+    def __init__(self, name: str, arguments: Arguments, entered: int) -> None:
         self.name = name
+        self.entered = entered
         self.arguments = arguments
         self.opened: OpenFile | None = None
         self.file = ""
@@ -71,16 +73,36 @@ class _Call:
 class _Entry:
     """A place in the order: an event once it is known (None: nothing happened), and whether it is known.
 
-    given: it has been given out. child: the space that a fork makes; its own events wait until then.
+    entered: when its call was. moment: the time by which it had taken effect, 0 where only its end tells.
+    freed: what its call gives back, while the event is not known. given: it has been given out. child: the space that a
+    fork makes; its own events wait until then.
     """
 
-    __slots__ = ("child", "event", "given", "known")
+    __slots__ = ("child", "entered", "event", "freed", "given", "known", "moment")
 
-    def __init__(self, event: Event | None, known: bool) -> None:
+    def __init__(
+        self,
+        event: Event | None,
+        known: bool,
+        *,
+        entered: int = 0,
+        moment: int = 0,
+        freed: tuple[int, int] = (0, 0),
+    ) -> None:
         self.event = event
         self.known = known
+        self.entered = entered
+        self.moment = moment
+        self.freed = freed
         self.given = False
         self.child: _Space | None = None
+
+    def frees(self) -> tuple[int, int]:
+        """(address, length) of what it unmaps, (0, 0) for nothing."""
+        event = self.event
+        if event is None:
+            return self.freed if not self.known else (0, 0)
+        return (event.addr, event.length) if event.op in _EFFECT_BEFORE_EXIT else (0, 0)
 
 
 class _Exec:
@@ -176,7 +198,7 @@ class Assembler:
         if space.foreign:
             return
         space.last_time = time
-        call = space.calls[tid] = _Call(name, arguments)
+        call = space.calls[tid] = _Call(name, arguments, time)
         if name == "mmap" and not arguments[3] & abi.MAP_ANONYMOUS:
             # Now, not when it returns: until then another thread may have given the number to another file.
             call.opened = process.files.of(arguments[4] & 0xFFFF_FFFF)
@@ -201,11 +223,14 @@ class Assembler:
         if entry is not None:
             entry.event = event
             entry.known = True
+            if not entry.moment:
+                entry.moment = time
+            self._move_frees_before(space, entry)
             self._drain(space)
         elif event is not None:
             if space.calls:
-                self._settle_before(space, event)
-            self._add(space, event)
+                self._settle_before(space, event, time)
+            self._add(space, event, call.entered)
 
     def _leave_other(self, time: int, process: _Process, tid: int, call: _Call | None, name: str, result: int) -> None:
         """Leaving a call that has not been entered as one on memory: an exec's, one on descriptors, after a loss."""
@@ -280,7 +305,7 @@ class Assembler:
                 call.file = _identify(space, name, identity, call.opened)
             if call.name in ("mmap", "brk", "mprotect", "pkey_mprotect", "shmat", "remap_file_pages"):
                 if len(process.threads) > 1 or len(space.users) > 1:  # else nobody is there to come between
-                    call.entry = _Entry(None, False)
+                    call.entry = _Entry(None, False, entered=call.entered, moment=time)
                     space.queue.append(call.entry)
             elif call.name == "io_setup":
                 flags_of = self._place_flags(prot, flags, name) | abi.VM_DONTEXPAND
@@ -489,29 +514,36 @@ class Assembler:
             event.length = call.mapped[1]
         return event
 
-    def _settle_before(self, space: _Space, event: Event) -> None:
+    def _settle_before(self, space: _Space, event: Event, moment: int) -> None:
         """Rule 2: calls under way that freed the range in which the kernel placed `event` come before it."""
-        result = event.result
-        if result is None or result < PAGE_SIZE or not space.calls:
-            return
-        if event.op == events.MMAP and not event.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
-            length = event.length
-        elif event.op == events.MREMAP and result != event.addr:
-            length = event.new_length
-        else:
-            return
+        start, end = _placed(event)
         for call in space.calls.values():
-            if call.name not in _EFFECT_BEFORE_EXIT or call.entry is not None:
-                continue
-            start, size = call.arguments[0], call.arguments[1]
-            if start < result + length and result < start + size:
-                call.entry = _Entry(None, False)
-                space.queue.append(call.entry)
+            if call.name in _EFFECT_BEFORE_EXIT and call.entry is None and call.entered < moment:
+                freed, size = call.arguments[0], call.arguments[1]
+                if freed < end and start < freed + size:
+                    call.entry = _Entry(None, False, entered=call.entered, freed=(freed, size))
+                    space.queue.append(call.entry)
 
-    def _add(self, space: _Space, event: Event) -> None:
+    def _move_frees_before(self, space: _Space, entry: _Entry) -> None:
+        """Rule 2 for a call whose moment was known before its target: what freed the target goes before it."""
+        if entry.event is None:
+            return
+        start, end = _placed(entry.event)
+        if start >= end:
+            return
+        self._settle_before(space, entry.event, entry.moment)
+        later = list(space.queue)
+        for other in later[later.index(entry) + 1 :]:
+            freed, size = other.frees()
+            if freed < end and start < freed + size and other.entered < entry.moment:
+                space.queue.remove(other)
+                space.queue.insert(space.queue.index(entry), other)
+                self._move_frees_before(space, other)
+
+    def _add(self, space: _Space, event: Event, entered: int) -> None:
         """`event` happens now: behind what waits, or at once."""
         if space.queue or space.blocked:
-            space.queue.append(_Entry(event, True))
+            space.queue.append(_Entry(event, True, entered=entered, moment=event.time))
             self._drain(space)
             return
         if space.writes is not None or space.reads is not None:
@@ -579,6 +611,18 @@ class Assembler:
         if flags & abi.MAP_SHARED:
             return bits | abi.VM_SHARED | abi.VM_MAYSHARE
         return bits | (abi.VM_ACCOUNT if prot & abi.PROT_WRITE else 0)
+
+
+def _placed(event: Event) -> tuple[int, int]:
+    """Where the kernel, by its own choice, put what `event` maps: start and end; an empty range where it did not."""
+    result = event.result
+    if result is None or result < PAGE_SIZE:
+        return 0, 0
+    if event.op == events.MMAP and not event.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+        return result, result + event.length
+    if event.op == events.MREMAP:  # what grows in place grows into what is free
+        return result + (event.length if result == event.addr else 0), result + event.new_length
+    return 0, 0
 
 
 def _identify(space: _Space, name: str, identity: FileIdentity, opened: OpenFile) -> str:
