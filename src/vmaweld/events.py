@@ -82,6 +82,7 @@ def result_text(result: int) -> str:
         return errno.errorcode.get(-result, str(result))
     return hex(result) if result > 9 else str(result)
 
+
 EVENT_FIELDS: Final[tuple[str, ...]] = (
     "op",
     "pid",
