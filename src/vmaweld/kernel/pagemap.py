@@ -97,6 +97,21 @@ class Pagemap:
             found += self._read(first, last)
         return _mark_zero(found, zero) if zero else found
 
+    def populated(self, start: int, end: int) -> list[Run]:
+        """As `runs`, but pages that are present are taken for exclusive: a quarter of the time, from 6.7 on."""
+        regions = self._scan(start, end)
+        if regions is None:
+            return self._read(start, end)
+        found: list[Run] = []
+        for first, last, kinds in regions:
+            kind = PRESENT | EXCLUSIVE if kinds & _SCAN_PRESENT else SWAPPED
+            if kinds & _SCAN_ZERO:
+                kind |= ZERO
+            if found and found[-1].end == first and found[-1].kind == kind:
+                first = found.pop().start
+            found.append(Run(first, last, kind))
+        return found
+
     def totals(self, start: int, end: int) -> Totals:
         """Pages of ``[start, end)`` by kind."""
         return totals(self.runs(start, end))

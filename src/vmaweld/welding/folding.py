@@ -2,13 +2,14 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from vmaweld.kernel import pagemap
 from vmaweld.welding.errors import HalfDone, Refused
-from vmaweld.welding.plan import Candidate, Room, clip, groups
+from vmaweld.welding.plan import Candidate, Left, Room, clip, groups
 from vmaweld.welding.program import A_GROUP, Group, Outcome, Program
 
 Run = Callable[[Program], tuple[tuple[str, int], list[Outcome]]]
@@ -32,7 +33,8 @@ class Folded:
 
     closed: seams gone. pages: populated pages that moved. failed: seams that were tried and stay open, by
     address, with the reason. ends: where groups that went through end.
-    warnings: what is no longer as it was.
+    warnings: what is no longer as it was. work: seconds in batches. again: something failed that is worth
+    a closer look.
     """
 
     closed: int = 0
@@ -40,6 +42,12 @@ class Folded:
     failed: dict[int, str] = field(default_factory=dict)
     ends: set[int] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
+    work: float = 0.0
+    again: bool = False
+
+    def left(self) -> list[Left]:
+        """The seams that were tried and stay open."""
+        return [Left(at, at, 1, reason) for at, reason in sorted(self.failed.items())]
 
 
 def fold(
@@ -48,11 +56,13 @@ def fold(
     run: Run,
     *,
     low: int = 0,
+    retry: bool = True,
     program: Callable[[], Program] = Program,
     most_entries: int = 1 << 20,
 ) -> Folded:
     """Weld `candidates` with as few batches as it takes (one, unless something fails).
 
+    retry: try what failed once more, seam by seam; else say so in `Folded.again`.
     low: nothing below that address is touched. program: makes an empty program. most_entries: what it may hold.
     Raises Refused where the batch cannot begin, HalfDone where it cannot end.
     """
@@ -60,7 +70,9 @@ def fold(
     chosen = list(candidates)
     cuts = {candidate.rows[-1].end for candidate in chosen if candidate.cut}
     again = _batches(list(groups(chosen, room, low=low)), run, program, result, most_entries)
-    if again:
+    if again and not retry:
+        result.again = True
+    elif again:
         single = list(groups(again, room, low=low, pieces=1))
         _batches(single, run, program, result, most_entries)
     result.closed -= len(cuts & result.ends)
@@ -98,7 +110,9 @@ def _batch(
     for group, _ in batch:
         work.weld(group)
     work.finish()
+    began = time.perf_counter()
     (step, error), outcomes = run(work)
+    result.work += time.perf_counter() - began
     if step:
         raise Refused(why_not_begun(step, error))
     again: list[Candidate] = []

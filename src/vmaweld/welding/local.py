@@ -73,15 +73,21 @@ def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callabl
     support.check_headroom(len(before.rows))
     pid = os.getpid()
     limits = plan.Limits(low, high, unshare=unshare, relock=support.relock_reason(pid))
+    report = Report(pid, len(before.rows))
     with Pagemap(pid) as pages:
-        made = plan.make(before, pages, limits)
-        report = Report(pid, len(before.rows), copied=made.shared if unshare else 0)
-        report.seams = made.seams + sum(left.seams for left in made.left)
-        folded = fold(made.candidates, plan.Room(before.rows), run, low=low, program=program)
-    report.closed, report.pages = folded.closed, folded.pages
-    report.warnings += folded.warnings
-    report.vmas_after = report.vmas_before - folded.closed
-    report.left = [*made.left, *(plan.Left(at, at, 1, reason) for at, reason in sorted(folded.failed.items()))]
+        made = plan.make(before, pages, limits, quick=True)
+        report.seams = made.all_seams
+        folded = fold(made.candidates, plan.Room(before.rows), run, low=low, retry=False, program=program)
+        report.add(folded)
+        if folded.again:
+            before = policies.take(pid)
+            made = plan.make(before, pages, limits)
+            report.closed = report.seams - made.all_seams  # the kernel may have merged one more in passing
+            folded = fold(made.candidates, plan.Room(before.rows), run, low=low, program=program)
+            report.add(folded)
+    report.copied = made.shared if unshare else 0
+    report.vmas_after = report.vmas_before - report.closed
+    report.left = [*made.left, *folded.left()]
     return report
 
 

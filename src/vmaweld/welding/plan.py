@@ -79,12 +79,21 @@ class Plan(NamedTuple):
         """VMAs that will be gone."""
         return sum(candidate.seams for candidate in self.candidates)
 
+    @property
+    def all_seams(self) -> int:
+        """All open seams, those that stay included."""
+        return self.seams + sum(left.seams for left in self.left)
+
 
 class PageSource(Protocol):
     """What a plan wants to know about pages; `pagemap.Pagemap` knows it."""
 
     def runs(self, start: int, end: int) -> list[pagemap.Run]:
         """Populated pages of ``[start, end)`` as runs."""
+        ...
+
+    def populated(self, start: int, end: int) -> list[pagemap.Run]:
+        """The same, but whether pages are exclusive is not looked at."""
         ...
 
 
@@ -106,8 +115,12 @@ class Limits(NamedTuple):
     failed: Mapping[int, str] = MappingProxyType({})
 
 
-def make(snapshot: Snapshot, pages: PageSource, limits: Limits) -> Plan:
-    """The plan for `snapshot`. O(rows + populated runs)."""
+def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool = False) -> Plan:
+    """The plan for `snapshot`. O(rows + populated runs).
+
+    quick: suppose that no page is shared, which saves most of the time; where one is, its group will fail.
+    """
+    look = pages.populated if quick and not limits.unshare else pages.runs
     candidates: list[Candidate] = []
     left: list[Left] = []
     moved = copied = 0
@@ -119,7 +132,7 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits) -> Plan:
         if len(rows) - 1 < limits.min_gain:
             left.append(_left(rows, GAIN))
             continue
-        populated = pages.runs(rows[0].start, rows[-1].end)
+        populated = look(rows[0].start, rows[-1].end)
         for part, shared in _split_at_shared(rows, populated, limits.unshare):
             if shared:
                 left.append(Left(part[0].end, part[-1].end, len(part) - 1, SHARED, shared))

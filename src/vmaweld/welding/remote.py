@@ -18,7 +18,7 @@ from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import plan, policies, residue, seccomp, support
 from vmaweld.welding.errors import HalfDone
-from vmaweld.welding.folding import fold
+from vmaweld.welding.folding import Folded, fold
 from vmaweld.welding.pace import Pace
 from vmaweld.welding.program import Outcome, Program
 from vmaweld.welding.puppet import MOST_ENTRIES, Puppet, Workshop
@@ -86,6 +86,7 @@ class _Weld:
         self._workshop = Workshop()
         self._waits = Waits()
         self._pace = Pace()
+        self._quick = True
 
     def work(self, progress: Callable[[Report], None] | None) -> Report:
         report = self.report
@@ -111,7 +112,7 @@ class _Weld:
 
     def _begin(self, snapshot: Snapshot, made: plan.Plan) -> None:
         self.report.vmas_before = len(snapshot.rows)
-        self.report.seams = made.seams + sum(left.seams for left in made.left)
+        self.report.seams = made.all_seams
         self.report.left = made.left
 
     def _is_residue(self, rows: Sequence[Row]) -> bool:
@@ -164,8 +165,9 @@ class _Weld:
 
     def _fold(self, still: Standstill, puppet: Puppet, snapshot: Snapshot, first: bool) -> bool:
         report, options = self.report, self.options
+        limits = _limits(self.pid, options, self._failed)
         with Pagemap(self.pid) as pages:
-            made = plan.make(snapshot, pages, _limits(self.pid, options, self._failed))
+            made = plan.make(snapshot, pages, limits, quick=self._quick)
             if first:
                 self._begin(snapshot, made)
             report.left = made.left
@@ -178,31 +180,42 @@ class _Weld:
                 return False
             if first:
                 self._workshop.set_up(puppet)
-
-            def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
-                return self._workshop.run(puppet, program)
-
             before = _digest(self.pid, pages, candidates) if options.verify else b""
             began = time.monotonic()
-            folded = fold(
-                candidates,
-                plan.Room(snapshot.rows),
-                run,
-                low=options.low,
-                program=self._program,
-                most_entries=MOST_ENTRIES,
-            )
+            folded = self._run(puppet, snapshot, candidates, retry=False)
+            if folded.again:
+                self._quick = False
+                snapshot = policies.take(self.pid)
+                found, made = made.all_seams, plan.make(snapshot, pages, limits)
+                report.closed += found - folded.closed - made.all_seams  # the kernel may have merged more in passing
+                part = made.candidates
+                if options.max_pause is not None:
+                    part, more = self._pace.share(part, max(options.max_pause, spent))
+                folded = self._run(puppet, snapshot, part, retry=True)
             self._pace.learn(time.monotonic() - began)
             if options.verify and _digest(self.pid, pages, candidates) != before:
                 raise HalfDone("the contents differ after the weld, which must never happen: please report it")
-        report.closed += folded.closed
-        report.pages += folded.pages
-        report.warnings += folded.warnings
-        report.copied += sum(candidate.shared for candidate in candidates) if options.unshare else 0
         self._failed.update(folded.failed)
-        report.left = [*made.left, *(plan.Left(at, at, 1, why) for at, why in sorted(folded.failed.items()))]
+        report.copied += sum(candidate.shared for candidate in candidates) if options.unshare else 0
+        report.left = [*made.left, *folded.left()]
         # What the process itself opens meanwhile is not to be chased for ever.
         return more and report.closed <= 2 * report.seams + 16
+
+    def _run(self, puppet: Puppet, snapshot: Snapshot, candidates: Sequence[plan.Candidate], *, retry: bool) -> Folded:
+        def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
+            return self._workshop.run(puppet, program)
+
+        folded = fold(
+            candidates,
+            plan.Room(snapshot.rows),
+            run,
+            low=self.options.low,
+            retry=retry,
+            program=self._program,
+            most_entries=MOST_ENTRIES,
+        )
+        self.report.add(folded)
+        return folded
 
 
 def _count(pid: int) -> int:

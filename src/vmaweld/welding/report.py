@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vmaweld.welding.folding import Folded
 from vmaweld.welding.plan import Left
 
 
@@ -19,6 +20,7 @@ class Report:
     left: open seams that stay, with reasons.
     repaired: what was put in order that an interrupted weld had left, "" for nothing.
     warnings: what is no longer as it was before, a line each; empty unless something quite unlikely happened.
+    work: seconds that the batches took, where the memory is.
     pauses: seconds for which the threads were stopped, one a slice; empty for a weld of the own process.
     """
 
@@ -32,7 +34,15 @@ class Report:
     left: Sequence[Left] = ()
     repaired: str = ""
     warnings: list[str] = field(default_factory=list)
+    work: float = 0.0
     pauses: list[float] = field(default_factory=list)
+
+    def add(self, folded: Folded) -> None:
+        """Count in what `folded` did."""
+        self.closed += folded.closed
+        self.pages += folded.pages
+        self.work += folded.work
+        self.warnings += folded.warnings
 
     @property
     def complete(self) -> bool:
@@ -49,6 +59,7 @@ class Report:
             "pages_copied": self.copied,
             "repaired": self.repaired,
             "warnings": self.warnings,
+            "work_ms": round(self.work * 1e3, 3),
             "pauses_ms": [round(pause * 1e3, 3) for pause in self.pauses],
             "left": left_as_json(self.left),
         }
