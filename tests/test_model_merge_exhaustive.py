@@ -9,7 +9,7 @@ of Linux 5.10 and 6.1 (mm/mmap.c), ``vma_merge_new_range``, ``vma_merge_existing
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 import pytest
@@ -161,11 +161,12 @@ def truth(
     request: dict[str, object],
     prev: dict[str, object],
     next: dict[str, object],
-) -> dict[str, object]:
-    prev_bits, prev_answer = truth_of_neighbour(era, patch_3, request, prev)
-    next_bits, next_answer = truth_of_neighbour(era, patch_3, request, next)
+    of_prev: tuple[int, str],
+    of_next: tuple[int, str],
+) -> tuple[object, ...]:
+    """The case, what `truth_of_neighbour` says of each side, and the answer for both."""
     goes_with = {(True, True): "both", (True, False): "prev", (False, True): "next", (False, False): ""}[
-        (not prev_bits, not next_bits)
+        (not of_prev[0], not of_next[0])
     ]
     both_answer = "MERGE_FAILED"
     if goes_with == "both":
@@ -173,25 +174,19 @@ def truth(
         same = prev["av"] == next["av"]
         unshared = kinds[1] in ("plain", "other", "another")
         answer = first_row(BOTH, unshared, same, "none" in (prev["av"], next["av"]), patch_3)  # type: ignore[arg-type]
-        both_answer = f"AV_MERGE_{answer}"
         if request["range"] == "mmap" and era["upper-first"]:
             # can_vma_merge_after(prev, next's anon_vma): neither alike nor is an empty chain singular
             if prev["av"] == "none" != next["av"]:
                 answer = "FAILED"
             goes_with = "next" if answer == "FAILED" else "both"
-            both_answer = f"AV_MERGE_{answer}"
         elif answer == "FAILED" or next["differs"] == "close":  # else next, which has close, would have to go
             goes_with = "prev"
+        both_answer = f"AV_MERGE_{answer}"
     place = "new" if request["range"] in ("mmap", "new", "moved") else str(request["range"])
     case = CASES.get((place, goes_with), 0) if goes_with else 0
     if place == "whole" and request["close"]:  # its VMA would have to go
         case = 0
-    return {
-        "case": case,
-        "prev": (prev_bits, prev_answer),
-        "next": (next_bits, next_answer),
-        "both": both_answer,
-    }
+    return case, of_prev, of_next, both_answer
 
 
 # every combination --------------------------------------------------------------------------------------
@@ -312,23 +307,33 @@ class Stage:
             self._fault(vma, self.avs[str(what["av"])], int(str(what["chain"])))
         return vma
 
-    def state(
-        self, request: dict[str, object], prev: VMA | None, next: VMA | None, *, upper_first: bool = False
-    ) -> MergeState:
+    def holder(self, request: dict[str, object]) -> VMA | None:
+        """The VMA that holds the range, or that is being moved there."""
         place = request["range"]
-        av = self.request_av(request)
-        middle: VMA | None = None
-        source: VMA | None = None
-        if place not in ("mmap", "new", "moved"):
+        if place in ("mmap", "new"):
+            return None
+        if place == "moved":
+            vma = self._vma(0x9000_0000, 0x9000_2000)
+        else:
             before = START - (0x3000 if place in ("right", "middle") else 0)
-            middle = self._vma(before, END + (0x5000 if place in ("left", "middle") else 0))
-            middle.flags ^= abi.VM_EXEC  # what it still is; the request is what it will be
-            middle.close = bool(request["close"])
-        elif place == "moved":
-            source = self._vma(0x9000_0000, 0x9000_2000)
-        holder = middle if middle is not None else source
-        if holder is not None and av is not None:
-            self._fault(holder, av, 2 if request["forked"] else 1)
+            vma = self._vma(before, END + (0x5000 if place in ("left", "middle") else 0))
+            vma.flags ^= abi.VM_EXEC  # what it still is; the request is what it will be
+            vma.close = bool(request["close"])
+        av = self.request_av(request)
+        if av is not None:
+            self._fault(vma, av, 2 if request["forked"] else 1)
+        return vma
+
+    def state(
+        self,
+        request: dict[str, object],
+        holder: VMA | None,
+        prev: VMA | None,
+        next: VMA | None,
+        *,
+        upper_first: bool = False,
+    ) -> MergeState:
+        moved = request["range"] == "moved"
         flags = FLAGS_OF_REQUEST | (abi.VM_PFNMAP if request["special"] else 0)
         return MergeState(
             START,
@@ -339,31 +344,30 @@ class Stage:
             "",
             0,
             "",
-            av,
+            self.request_av(request),
             prev,
-            middle,
+            None if moved else holder,
             next,
-            source,
-            next_first=upper_first and place == "mmap",
+            holder if moved else None,
+            next_first=upper_first and request["range"] == "mmap",
         )
 
 
-def reachable(request: dict[str, object], prev: dict[str, object], next: dict[str, object]) -> bool:
+def reachable(request: dict[str, object], neighbour: dict[str, object], side: str) -> bool:
     """The rest cannot be: what is "mine" needs a mine; inside a VMA there is no neighbour."""
-    if request["av"] == "none" and "mine" in (prev["av"], next["av"]):
+    if request["av"] == "none" and neighbour["av"] == "mine":
         return False
-    if request["range"] in ("right", "middle") and prev["place"] != "none":
-        return False
-    return not (request["range"] in ("left", "middle") and next["place"] != "none")
+    inside = ("right", "middle") if side == "prev" else ("left", "middle")
+    return request["range"] not in inside or neighbour["place"] == "none"
 
 
-def answers(m: MergeState) -> dict[str, object]:
-    return {
-        "case": m.case,
-        "prev": (m.prev_obstacles, ANSWER_NAMES[m.prev_answer]),
-        "next": (m.next_obstacles, ANSWER_NAMES[m.next_answer]),
-        "both": ANSWER_NAMES[m.both_answer],
-    }
+def answers(m: MergeState) -> tuple[object, ...]:
+    return (
+        m.case,
+        (m.prev_obstacles, ANSWER_NAMES[m.prev_answer]),
+        (m.next_obstacles, ANSWER_NAMES[m.next_answer]),
+        ANSWER_NAMES[m.both_answer],
+    )
 
 
 def rules_of(policy: str) -> tuple[tuple[tuple[str, bool], ...], bool]:
@@ -381,35 +385,46 @@ def distinct_policies() -> list[str]:
     return list(seen.values())
 
 
+Neighbour = tuple[dict[str, object], VMA | None, tuple[int, str]]
+
+
 def compare(
-    policy_name: str, combinations: Iterator[tuple[dict[str, object], dict[str, object], dict[str, object]]]
+    policy_name: str,
+    asked: Iterable[dict[str, object]],
+    below: list[dict[str, object]],
+    above: list[dict[str, object]],
+    *,
+    only_prev: bool = False,
 ) -> Counter[int]:
+    """Every request with every pair of neighbours; how often each case arose."""
     policy = parse_policy(policy_name)
     rules, patch_3 = rules_of(policy_name)
     era = dict(rules)
     stage = Stage()
     cases: Counter[int] = Counter()
-    for request, prev, next in combinations:
-        below, above = stage.neighbour(prev, "prev", request), stage.neighbour(next, "next", request)
-        m = stage.state(request, below, above, upper_first=era["upper-first"])
-        case = decide(m, policy)
-        expected = truth(era, patch_3, request, prev, next)
-        assert case == m.case
-        assert answers(m) == expected, f"{policy_name}: request {request}\n prev {prev}\n next {next}"
-        cases[case] += 1
+
+    def known(request: dict[str, object], side: str, neighbour: dict[str, object]) -> Neighbour:
+        seen = NOWHERE[0] if only_prev and side == "next" else neighbour
+        return neighbour, stage.neighbour(neighbour, side, request), truth_of_neighbour(era, patch_3, request, seen)
+
+    for request in asked:
+        holder = stage.holder(request)
+        prevs = [known(request, "prev", one) for one in below if reachable(request, one, "prev")]
+        nexts = [known(request, "next", one) for one in above if reachable(request, one, "next")]
+        for (prev, lower, of_prev), (next, upper, of_next) in product(prevs, nexts):
+            m = stage.state(request, holder, lower, upper, upper_first=era["upper-first"])
+            m.only_prev = only_prev
+            case = decide(m, policy)
+            expected = truth(era, patch_3, request, prev, next, of_prev, of_next)
+            assert answers(m) == expected, f"{policy_name}: request {request}\n prev {prev}\n next {next}"
+            assert case == m.case
+            cases[case] += 1
     return cases
-
-
-def all_combinations() -> Iterator[tuple[dict[str, object], dict[str, object], dict[str, object]]]:
-    around = neighbours()
-    for request, prev, next in product(requests(), around, around):
-        if reachable(request, prev, next):
-            yield request, prev, next
 
 
 @pytest.mark.parametrize("policy", distinct_policies())
 def test_every_combination(policy: str) -> None:
-    cases = compare(policy, all_combinations())
+    cases = compare(policy, requests(), neighbours(), neighbours())
     assert set(cases) == set(range(9)), "some case never arose"
 
 
@@ -417,12 +432,8 @@ def test_policies_that_decide_alike() -> None:
     """The policies that the table does not tell apart: a cross of equal-but-for-one neighbours."""
     around = [n for n in neighbours() if n["linear"] and n["chain"] != 2]
     for kernel, change in product(KERNELS, CHANGES):
-        combinations = (
-            (request, prev, next)
-            for request, prev, next in product(requests(), around[::3], around[::2])
-            if reachable(request, prev, next) and not request["special"]
-        )
-        compare(kernel + change, combinations)
+        asked = [request for request in requests() if not request["special"]]
+        compare(kernel + change, asked, around[::3], around[::2])
 
 
 def test_a_vma_with_close_is_not_removed() -> None:
@@ -433,29 +444,14 @@ def test_a_vma_with_close_is_not_removed() -> None:
     ]
     around = [*NOWHERE, *with_close]
     for policy in distinct_policies():
-        compare(
-            policy,
-            (
-                ({**request, "close": True}, prev, next)
-                for request, prev, next in product(requests(), around, around)
-                if request["range"] not in ("mmap", "new", "moved") and reachable(request, prev, next)
-            ),
-        )
+        asked = [request for request in requests() if request["range"] not in ("mmap", "new", "moved")]
+        compare(policy, [{**request, "close": True} for request in asked], around, around)
 
 
 def test_only_prev_looks_at_no_successor() -> None:
     """brk since 6.0 asks the predecessor alone."""
-    stage = Stage()
     request: dict[str, object] = {"range": "new", "av": "none", "forked": False, "special": False, "close": False}
-    policy = parse_policy("linux-6.12")
-    era = ERAS["linux-6.12"]
-    for prev, next in product(neighbours(), neighbours()):
-        if not reachable(request, prev, next):
-            continue
-        m = stage.state(request, stage.neighbour(prev, "prev", request), stage.neighbour(next, "next", request))
-        m.only_prev = True
-        decide(m, policy)
-        assert answers(m) == truth(era, False, request, prev, NOWHERE[0])
+    compare("linux-6.12", [request], neighbours(), neighbours(), only_prev=True)
 
 
 def test_one_absent_anon_vma_is_no_matter_of_patch_3() -> None:
@@ -469,11 +465,13 @@ def test_decide_changes_nothing() -> None:
     stage = Stage()
     policy = parse_policy("linux-5.17+series")
     around = [n for n in neighbours() if n["linear"] and n["differs"] == "nothing"]
-    for request, prev, next in product(requests(), around, around):
-        if not reachable(request, prev, next):
-            continue
-        m = stage.state(request, stage.neighbour(prev, "prev", request), stage.neighbour(next, "next", request))
-        vmas = [vma for vma in (m.prev, m.middle, m.next, m.source) if vma is not None]
-        before = [(vma.start, vma.end, vma.flags, vma.pgoff, vma.anon_vma, vma.chain) for vma in vmas]
-        decide(m, policy)
-        assert [(vma.start, vma.end, vma.flags, vma.pgoff, vma.anon_vma, vma.chain) for vma in vmas] == before
+    for request in requests():
+        holder = stage.holder(request)
+        for prev, next in product(around, around):
+            if not reachable(request, prev, "prev") or not reachable(request, next, "next"):
+                continue
+            lower, upper = stage.neighbour(prev, "prev", request), stage.neighbour(next, "next", request)
+            vmas = [vma for vma in (lower, holder, upper) if vma is not None]
+            before = [(vma.start, vma.end, vma.flags, vma.pgoff, vma.anon_vma, vma.chain) for vma in vmas]
+            decide(stage.state(request, holder, lower, upper), policy)
+            assert [(vma.start, vma.end, vma.flags, vma.pgoff, vma.anon_vma, vma.chain) for vma in vmas] == before
