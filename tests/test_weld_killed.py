@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from weld_support import Target, open_seams, require_other
@@ -161,3 +164,33 @@ def test_killed_before_every_call_of_the_welder() -> None:
         remote.weld(target.pid)
         assert open_seams(target.pid, start, end) == 0
         target.check()
+
+
+def test_the_command_killed_at_any_time_leaves_an_orderly_end_to_its_child() -> None:
+    require_other()
+    with Target() as target:  # nothing shows, not even EINTR
+        for delay in (0.3, 0.45, 0.6, 0.75, 0.9):
+            start, end = target.build(400, 3)
+            command = subprocess.Popen(
+                [
+                    *(sys.executable, "-c", "from vmaweld.cli import main; main()"),
+                    *("weld", "--yes", "--max-pause", "0.1", "--range", f"{start:x}-{end:x}", str(target.pid)),
+                ],
+                stdout=subprocess.DEVNULL,
+            )
+            time.sleep(delay)
+            child = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+            command.kill()
+            command.wait(30)
+            wait_gone([int(pid) for pid in child])
+            assert "vmaweld" not in Path(f"/proc/{target.pid}/maps").read_text()
+            target.check()
+
+
+def wait_gone(pids: list[int]) -> None:
+    end = time.monotonic() + 30
+    while any(
+        Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text() for pid in pids
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -397,6 +397,25 @@ def test_no_address_space_left_undoes_itself(four: tuple[int, int]) -> None:
     assert intact(start, 4, 3)
 
 
+def test_the_whole_of_this_process_but_its_own_stack_and_thread_area() -> None:
+    """Nobody touches it meanwhile, for there is no other thread; Python's own heap goes with it."""
+    require_own()
+    code = """
+import sys; sys.path.insert(0, 'tests')
+from weld_target import fragments
+import vmaweld
+start = fragments(30, 2)
+for _ in range(3):
+    report = vmaweld.weld(1 << 16, (1 << 47) - (1 << 20))
+    own = [left for left in report.left if 'own stack' in left.reason]
+    assert len(own) == len(report.left), report
+    assert report.closed >= (29 if not _ else 0)
+print('fine', len([bytes(100) for _ in range(10000)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "fine 10000\n", done.stderr
+
+
 # mremap
 
 

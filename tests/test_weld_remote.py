@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import require
+from weld_crack import crack_at
 from weld_random import Failing, picture
 from weld_support import HERE, TIMEOUT, Target, open_seams, require_other, vmas
 
@@ -22,6 +23,7 @@ from vmaweld.kernel import ptrace, snapshots, syscalls
 from vmaweld.kernel.errors import NotPermitted, ProcessGone
 from vmaweld.welding import HalfDone, Refused, plan, remote, standstill, support
 from vmaweld.welding.program import Program
+from vmaweld.welding.puppet import Puppet, Workshop
 
 pytestmark = pytest.mark.live
 
@@ -713,8 +715,6 @@ int main(void) {
             assert remote.weld(process.pid, remote.Options(verify=True)).closed >= 1
             for _ in range(20):  # single calls and batches, again and again
                 with standstill.Standstill(process.pid) as still:
-                    from vmaweld.welding.puppet import Puppet, Workshop
-
                     puppet = Puppet(still, snapshots.take(process.pid).rows)
                     shop = Workshop()
                     try:
@@ -739,8 +739,6 @@ def test_the_signal_frame_alone_brings_a_thread_back() -> None:
         for _ in range(5):
             pid = os.fork()
             if pid == 0:
-                from vmaweld.welding.puppet import Puppet
-
                 still = standstill.Standstill(target.pid)
                 puppet = Puppet(still, snapshots.take(target.pid).rows)
                 puppet.call(39)
@@ -757,3 +755,41 @@ def test_ptrace_registers_have_the_kernels_layout() -> None:
     assert ptrace.Registers.orig_rax.offset == 15 * 8  # type: ignore[attr-defined]
     assert ptrace.Registers.rsp.offset == 19 * 8  # type: ignore[attr-defined]
     assert struct.calcsize("P") == 8
+
+
+def test_the_working_threads_own_thread_area_may_be_welded() -> None:
+    """The kernel writes to it behind the thread's back, whenever the thread is preempted."""
+    require_other()
+    with Target() as target, standstill.Standstill(target.pid) as still:
+        rows = snapshots.take(target.pid).rows
+        puppet = Puppet(still, rows)
+        registration = puppet.rseq
+        if registration is None:
+            pytest.skip("this C library registers no rseq")
+        puppet.restore()
+        still.release()
+        row = next(row for row in rows if row.start <= registration.area < row.end)
+        steps: list[str] = []
+
+        class Watched(Program):
+            def finish(self) -> None:
+                super().finish()
+                steps.extend(self.steps)
+
+        hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            for _ in range(5):
+                crack_at(target.pid, (registration.area & -4096) - 4096, 3, row)
+                report = remote.weld(target.pid, remote.Options(low=row.start, high=row.end), program=Watched)
+                assert report.closed >= 1
+                assert "leave rseq" in steps
+                assert "join rseq" in steps
+        finally:
+            hog.kill()
+            hog.wait(TIMEOUT)
+        with standstill.Standstill(target.pid) as again:
+            puppet = Puppet(again, snapshots.take(target.pid).rows)
+            assert puppet.rseq == registration
+            puppet.restore()
+        target.build(3, 2)
+        target.check()

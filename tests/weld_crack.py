@@ -26,17 +26,32 @@ def crack(pid: int, count: int, pages: int = 4) -> int:
         try:
             places = _places(pid, rows, pages)
             for place, noreserve in places[:: max(1, len(places) // count)][:count]:
-                size = pages * abi.PAGE_SIZE
-                flags = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | (abi.MAP_NORESERVE if noreserve else 0)
-                copy = puppet.call(syscalls.NR_MMAP, 0, size, abi.PROT_READ | abi.PROT_WRITE, flags, (1 << 64) - 1, 0)
-                assert copy > 0, copy
-                assert syscalls.write_memory(pid, copy, syscalls.read_memory(pid, place, size)) == size
-                moved = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
-                assert puppet.call(syscalls.NR_MREMAP, copy, size, size, moved, place) == place
+                _replace(puppet, place, pages * abi.PAGE_SIZE, noreserve)
                 made += 1
         finally:
             puppet.restore()
     return made
+
+
+def crack_at(pid: int, place: int, pages: int, row: Row) -> None:
+    """Replace that piece of `row`, clipped to it, by a copy."""
+    end = min(place + pages * abi.PAGE_SIZE, row.end)
+    place = max(place, row.start)
+    with Standstill(pid) as still:
+        puppet = Puppet(still, snapshots.take(pid).rows)
+        try:
+            _replace(puppet, place, end - place, bool(row.flags & abi.VM_NORESERVE))
+        finally:
+            puppet.restore()
+
+
+def _replace(puppet: Puppet, place: int, size: int, noreserve: bool) -> None:
+    flags = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | (abi.MAP_NORESERVE if noreserve else 0)
+    copy = puppet.call(syscalls.NR_MMAP, 0, size, abi.PROT_READ | abi.PROT_WRITE, flags, (1 << 64) - 1, 0)
+    assert copy > 0, copy
+    assert syscalls.write_memory(puppet.pid, copy, syscalls.read_memory(puppet.pid, place, size)) == size
+    moved = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
+    assert puppet.call(syscalls.NR_MREMAP, copy, size, size, moved, place) == place
 
 
 def _places(pid: int, rows: Sequence[Row], pages: int) -> list[tuple[int, bool]]:

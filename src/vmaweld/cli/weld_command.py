@@ -9,7 +9,7 @@ from vmaweld import abi
 from vmaweld.cli.common import DONE, NO, UNSUPPORTED, USAGE, fail, print_json
 from vmaweld.kernel import procfs
 from vmaweld.kernel.errors import KernelError, NotPermitted, NotSupported
-from vmaweld.welding import remote
+from vmaweld.welding import guardian, remote
 from vmaweld.welding.errors import HalfDone, Refused
 from vmaweld.welding.plan import GAIN, Left, Plan
 from vmaweld.welding.report import Report, left_as_json
@@ -82,7 +82,7 @@ def command(
                 fail("nobody is there to ask: say --yes to weld, or --dry-run to look", USAGE)
             if not click.confirm("Weld now?", default=False):
                 raise SystemExit(NO)
-        report = remote.weld(pid, options, progress=_progress if sys.stderr.isatty() else None)
+        report = guardian.weld(pid, options, _progress if sys.stderr.isatty() else None)
     except (Refused, NotPermitted, NotSupported) as error:
         fail(str(error), UNSUPPORTED)
     except (HalfDone, KernelError) as error:

@@ -165,14 +165,23 @@ def extended_state(tid: int) -> bytes:
     return buffer.raw[:size]
 
 
-def rseq_area(tid: int) -> int:
-    """Address of the thread's ``struct rseq``, 0 for none (5.13; none known before)."""
+class Rseq(NamedTuple):
+    """A thread's registration for restartable sequences: its ``struct rseq``, the size of that, the signature."""
+
+    area: int
+    size: int
+    signature: int
+
+
+def rseq(tid: int) -> Rseq | None:
+    """The registration of `tid`; None where it has none, or before Linux 5.13, which does not tell."""
     buffer = ctypes.create_string_buffer(24)
     try:
         _ptrace(_GET_RSEQ_CONFIGURATION, tid, 24, ctypes.addressof(buffer), "GET_RSEQ_CONFIGURATION")
     except OSError:
-        return 0
-    return int.from_bytes(buffer.raw[:8], "little")
+        return None
+    found = Rseq(*struct.unpack("<QIIxxxxxxxx", buffer.raw))
+    return found if found.area else None
 
 
 def seccomp_filter(tid: int, index: int) -> bytes:

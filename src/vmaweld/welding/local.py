@@ -1,5 +1,6 @@
 """Welding the memory of this process."""
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from vmaweld.welding.report import Report
 
 NAME: Final = "vmaweld-weld"
 """Name of the memfd that holds code, journal and entries; in maps it reads ``/memfd:vmaweld-weld (deleted)``."""
+
+_NR_ARCH_PRCTL: Final = 158
+_ARCH_GET_FS: Final = 0x1003
 
 _Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -72,7 +76,9 @@ def weld(start: int, length: int, *, unshare: bool = False, program: Callable[[]
 def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callable[[], Program] = Program) -> Report:
     support.check_headroom(len(before.rows))
     pid = os.getpid()
-    limits = plan.Limits(low, high, unshare=unshare, relock=support.relock_reason(pid))
+    own = "the calling thread's own stack or thread area"
+    avoid = dict.fromkeys(_own_addresses(), own)
+    limits = plan.Limits(low, high, unshare=unshare, relock=support.relock_reason(pid), avoid=avoid)
     report = Report(pid, len(before.rows))
     with Pagemap(pid) as pages:
         made = plan.make(before, pages, limits, quick=True)
@@ -89,6 +95,25 @@ def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callabl
     report.vmas_after = report.vmas_before - report.closed
     report.left = [*made.left, *folded.left()]
     return report
+
+
+def _own_addresses() -> list[int]:
+    """Addresses that are in use while the calling thread works: its stack, its thread area, its ``struct rseq``."""
+    libc = ctypes.CDLL(None)
+    libc.pthread_self.restype = ctypes.c_void_p
+    attributes = ctypes.create_string_buffer(128)
+    bottom, size = ctypes.c_void_p(), ctypes.c_size_t()
+    found = []
+    if libc.pthread_getattr_np(ctypes.c_void_p(libc.pthread_self()), attributes) == 0:
+        libc.pthread_attr_getstack(attributes, ctypes.byref(bottom), ctypes.byref(size))
+        libc.pthread_attr_destroy(attributes)
+        found.append((bottom.value or 0) + size.value - 1)
+    base = ctypes.c_uint64()
+    syscalls.check(syscalls.raw(_NR_ARCH_PRCTL, _ARCH_GET_FS, ctypes.addressof(base)), "arch_prctl(ARCH_GET_FS)")
+    found.append(base.value)
+    with contextlib.suppress(ValueError):  # a C library without rseq
+        found.append(base.value + ctypes.c_ssize_t.in_dll(libc, "__rseq_offset").value)
+    return found
 
 
 def mremap(

@@ -105,6 +105,7 @@ class Limits(NamedTuple):
     unshare: make shared pages the process's own first.
     relock: "" where mlocked memory may be unlocked for the moment and locked again, else why not.
     failed: seams that were tried already, by address, with the reason why they stayed open.
+    avoid: addresses whose VMAs must not be touched, with the reason.
     """
 
     low: int = 0
@@ -113,6 +114,7 @@ class Limits(NamedTuple):
     unshare: bool = False
     relock: str = ""
     failed: Mapping[int, str] = MappingProxyType({})
+    avoid: Mapping[int, str] = MappingProxyType({})
 
 
 def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool = False) -> Plan:
@@ -157,19 +159,26 @@ def _left(rows: Sequence[Row], reason: str) -> Left:
 
 
 def _chains(snapshot: Snapshot, limits: Limits, left: list[Left]) -> Iterator[Sequence[Row]]:
-    """Rows with open seams between them, two or more, inside the limits and cut where a weld has failed before."""
+    """Rows with open seams between them, two or more, inside the limits and cut where no weld may be."""
     for run in runs_of_open_seams(seams(snapshot)):
         rows = _within(snapshot.rows, run, limits)
+        avoid = [(at, why) for at, why in limits.avoid.items() if rows and rows[0].start <= at < rows[-1].end]
+        if not limits.failed and not avoid:
+            if len(rows) > 1:
+                yield rows
+            continue
         first = 0
-        for at in range(1, len(rows) if limits.failed else 0):
-            reason = limits.failed.get(rows[at].start)
+        for at in range(1, len(rows)):
+            reason = limits.failed.get(rows[at].start) or next(
+                (why for address, why in avoid if rows[at - 1].start <= address < rows[at].end), None
+            )
             if reason is not None:
                 left.append(Left(rows[at - 1].end, rows[at].end, 1, reason))
                 if at - first > 1:
                     yield rows[first:at]
                 first = at
         if len(rows) - first > 1:
-            yield rows[first:] if first else rows
+            yield rows[first:]
 
 
 def _within(rows: Sequence[Row], run: Run, limits: Limits) -> list[Row]:

@@ -24,9 +24,12 @@ from typing import Final, NamedTuple
 
 from vmaweld import abi
 from vmaweld.kernel import syscalls, userfaultfd
+from vmaweld.kernel.ptrace import Rseq
 from vmaweld.welding import machine_code as mc
 
 NR_CLOSE: Final = 3
+NR_RSEQ: Final = 334
+_RSEQ_UNREGISTER: Final = 1
 API: Final = 0xC018AA3F
 REGISTER: Final = 0xC020AA00
 UNREGISTER: Final = 0x8010AA01
@@ -114,7 +117,8 @@ class Program:
         self._groups: list[tuple[Group, int, int, int, list[int]]] = []  # first entry, first move, end entry, locks
         self._base = _Label()
         self._here(self._base)
-        self._close, self._stop = _Label(), _Label()
+        self._close, self._close_only, self._stop = _Label(), _Label(), _Label()
+        self._rseq: Rseq | None = None
         user_mode, api = _Label(), _Label()
         for flags, failed in ((0, user_mode), (userfaultfd.UFFD_USER_MODE_ONLY, self._stop)):
             opened = self.call("userfaultfd", syscalls.NR_USERFAULTFD, (os.O_CLOEXEC | flags,), failed)
@@ -124,15 +128,27 @@ class Program:
             self.add("", mc.JUMP, on_error=api)
             if not flags:
                 self._here(user_mode)
-        self._opened = opened
         self._here(api)
-        self._api = self.add(
-            "UFFDIO_API", mc.CONTROL, API, (userfaultfd.UFFD_API, userfaultfd.FEATURE_MOVE), self._close
-        )
+        features = (userfaultfd.UFFD_API, userfaultfd.FEATURE_MOVE)
+        self._first_calls = [opened, self.add("UFFDIO_API", mc.CONTROL, API, features, self._close_only)]
+
+    def leave_rseq(self, registration: Rseq) -> None:
+        """The thread gives up that registration for the time of the batch. To be called before any group is appended.
+
+        The kernel writes to a thread's ``struct rseq`` whenever the thread has changed its CPU. Were that on its way,
+        the thread that moves it would wait for itself.
+        """
+        self._rseq = registration
+        arguments = (registration.area, registration.size, _RSEQ_UNREGISTER, registration.signature)
+        self._first_calls.append(self.call("leave rseq", NR_RSEQ, arguments, self._close_only))
 
     def finish(self) -> None:
         """Append the end. Nothing may be appended after it."""
         self._here(self._close)
+        if self._rseq is not None:
+            arguments = (self._rseq.area, self._rseq.size, 0, self._rseq.signature)
+            self._twice("join rseq", NR_RSEQ, arguments)
+        self._here(self._close_only)
         close = self.call("close", NR_CLOSE, (0,), modes=(mc.LOAD,))
         self._fix_header(close, "FD", mc.ARGUMENTS)
         self._here(self._stop)
@@ -162,7 +178,7 @@ class Program:
         """
         words = array("q")
         words.frombytes(entries)
-        for at in (self._opened, self._api):
+        for at in self._first_calls:
             error = words[at * mc.WORDS + mc.RESULT]
             if error < 0:
                 return (self.steps[at], -error), []

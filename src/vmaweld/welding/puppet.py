@@ -55,7 +55,8 @@ _CHUNK: Final = 4 << 20
 class Puppet:
     """A thread of the process that `still` holds, ready to work.
 
-    rows: the process's VMAs. Raises Refused where no thread will do. `restore` before the standstill ends.
+    rows: the process's VMAs. rseq: the thread's registration for restartable sequences.
+    Raises Refused where no thread will do. `restore` before the standstill ends.
     """
 
     def __init__(self, still: Standstill, rows: Sequence[Row]) -> None:
@@ -66,6 +67,7 @@ class Puppet:
         self.tid = self._choose()
         self._own = ptrace.registers(self.tid)
         self._mask = ptrace.signal_mask(self.tid)
+        self.rseq: ptrace.Rseq | None = None
         self._leave_rseq()
         self._resume = resumed(self._own)
         self._frame, self._covered = 0, b""
@@ -96,10 +98,10 @@ class Puppet:
 
         The kernel does it by the instruction pointer when the thread goes on; but then ours will be in its place.
         """
-        area = ptrace.rseq_area(self.tid)
-        if not area:
+        self.rseq = ptrace.rseq(self.tid)
+        if self.rseq is None:
             return
-        sequence = int.from_bytes(syscalls.read_memory(self.pid, area + 8, 8), "little")
+        sequence = int.from_bytes(syscalls.read_memory(self.pid, self.rseq.area + 8, 8), "little")
         if not sequence:
             return
         words = syscalls.read_memory(self.pid, sequence, 32)

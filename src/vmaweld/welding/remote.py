@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -52,12 +52,15 @@ def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
     support.check_other(pid)
     snapshot = policies.take(pid)
     with Pagemap(pid) as pages:
-        return snapshot, plan.make(snapshot, pages, _limits(pid, options, {}))
+        return snapshot, plan.make(snapshot, pages, _limits(pid, options))
 
 
-def _limits(pid: int, options: Options, failed: dict[int, str]) -> plan.Limits:
+def _limits(
+    pid: int, options: Options, failed: Mapping[int, str] | None = None, avoid: Mapping[int, str] | None = None
+) -> plan.Limits:
     relock = support.relock_reason(pid)
-    return plan.Limits(options.low, options.high, options.min_gain, options.unshare, relock, failed)
+    wanted = (options.low, options.high, options.min_gain, options.unshare)
+    return plan.Limits(*wanted, relock, failed or {}, avoid or {})
 
 
 def weld(
@@ -87,6 +90,7 @@ class _Weld:
         self._waits = Waits()
         self._pace = Pace()
         self._quick = True
+        self._may_rseq = True
 
     def work(self, progress: Callable[[Report], None] | None) -> Report:
         report = self.report
@@ -95,19 +99,20 @@ class _Weld:
         report.vmas_after = report.vmas_before
         if not made.candidates and not self._is_residue(snapshot.rows):
             return report
-        more = True
-        while more:
-            with _undisturbed():
-                more = self._standstill(self._slice)
-            if progress is not None:
-                progress(report)
-            if more:
-                try:
+        try:
+            more = True
+            while more:
+                with _undisturbed():
+                    more = self._standstill(self._slice)
+                if progress is not None:
+                    progress(report)
+                if more:
                     time.sleep(REST * report.pauses[-1])
-                except KeyboardInterrupt:
-                    with _undisturbed():
-                        self._standstill(self._leave)
-                    raise
+        except BaseException:
+            if self._workshop.address:
+                with _undisturbed():
+                    self._standstill(self._leave)
+            raise
         return report
 
     def _begin(self, snapshot: Snapshot, made: plan.Plan) -> None:
@@ -135,12 +140,13 @@ class _Weld:
         snapshot = policies.take(self.pid)
         if first:
             support.check_headroom(len(snapshot.rows))
+            support.check_io_uring(self.pid)
             residue.let_finish(still, residue.mapped(snapshot.rows))
         puppet = Puppet(still, snapshot.rows)
         more = False
         try:
             if first:
-                seccomp.check(self.pid, puppet.tid)
+                self._may_rseq = seccomp.check(self.pid, puppet.tid)
                 if self._is_residue(snapshot.rows):
                     self.report.repaired = residue.clear(puppet, residue.mapped(snapshot.rows))
                     snapshot = policies.take(self.pid)
@@ -165,7 +171,10 @@ class _Weld:
 
     def _fold(self, still: Standstill, puppet: Puppet, snapshot: Snapshot, first: bool) -> bool:
         report, options = self.report, self.options
-        limits = _limits(self.pid, options, self._failed)
+        avoid = {}
+        if puppet.rseq is not None and not self._may_rseq:
+            avoid[puppet.rseq.area] = "the thread area of the thread that does the work, and seccomp forbids rseq"
+        limits = _limits(self.pid, options, self._failed, avoid)
         with Pagemap(self.pid) as pages:
             made = plan.make(snapshot, pages, limits, quick=self._quick)
             if first:
@@ -205,13 +214,25 @@ class _Weld:
         def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
             return self._workshop.run(puppet, program)
 
+        registration = puppet.rseq
+        if registration is not None and not any(
+            candidate.rows[0].start <= registration.area < candidate.rows[-1].end for candidate in candidates
+        ):
+            registration = None
+
+        def program() -> Program:
+            work = self._program()
+            if registration is not None:
+                work.leave_rseq(registration)
+            return work
+
         folded = fold(
             candidates,
             plan.Room(snapshot.rows),
             run,
             low=self.options.low,
             retry=retry,
-            program=self._program,
+            program=program,
             most_entries=MOST_ENTRIES,
         )
         self.report.add(folded)

@@ -25,7 +25,14 @@ _RW: Final = abi.PROT_READ | abi.PROT_WRITE
 _RX: Final = abi.PROT_READ | abi.PROT_EXEC
 _RESERVE: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_NORESERVE | abi.MAP_FIXED_NOREPLACE
 
-CALLS: Final[tuple[tuple[str, int, tuple[int, ...]], ...]] = (
+Filter = Sequence[tuple[int, int, int, int]]
+"""Instructions as (code, jt, jf, k)."""
+Call = tuple[str, int, tuple[int, ...]]
+"""A system call's name, number and arguments."""
+
+RSEQ: Final[Call] = ("rseq", program.NR_RSEQ, (_SOMEWHERE, 32, 1, 0))
+"""Made only where the working thread's own ``struct rseq`` lies in what is welded."""
+CALLS: Final[tuple[Call, ...]] = (
     ("memfd_create", 319, (_SOMEWHERE, 1)),
     ("mmap", syscalls.NR_MMAP, (0, _PAGE, _RW, abi.MAP_SHARED, 3, 0)),
     ("mmap", syscalls.NR_MMAP, (_SOMEWHERE, _PAGE, _RX, abi.MAP_SHARED | abi.MAP_FIXED, 3, 0)),
@@ -56,17 +63,20 @@ CALLS: Final[tuple[tuple[str, int, tuple[int, ...]], ...]] = (
 """Every system call that a weld makes in the other process, with arguments like those it has then."""
 
 
-def check(pid: int, tid: int) -> None:
-    """Raises Refused unless all of `CALLS` would pass the seccomp filters of thread `tid`, which must be stopped."""
+def check(pid: int, tid: int) -> bool:
+    """Raises Refused unless all of `CALLS` would pass the seccomp filters of thread `tid`, which must be stopped.
+
+    Returns whether `RSEQ` would pass too.
+    """
     status = dict(
         line.split(b":\t", 1) for line in procfs.read_file(pid, f"task/{tid}/status").splitlines() if b":\t" in line
     )
     mode = int(status.get(b"Seccomp", b"0"))
     if not mode:
-        return
+        return True
     if mode == 1:
         raise Refused(f"process {pid} is in strict seccomp mode: it may make none of a weld's system calls")
-    filters: list[Sequence[tuple[int, int, int, int]]] = []
+    filters: list[Filter] = []
     while True:
         try:
             filters.append(_instructions(ptrace.seccomp_filter(tid, len(filters))))
@@ -80,11 +90,12 @@ def check(pid: int, tid: int) -> None:
     name = forbidden(filters)
     if name:
         raise Refused(f"the seccomp filter of process {pid} forbids {name}")
+    return not forbidden(filters, (RSEQ,))
 
 
-def forbidden(filters: Sequence[Sequence[tuple[int, int, int, int]]]) -> str:
-    """The first of `CALLS` that one of `filters` does not simply allow, "" where all pass."""
-    for name, number, arguments in CALLS:
+def forbidden(filters: Sequence[Filter], calls: Iterable[Call] = CALLS) -> str:
+    """The first of `calls` that one of `filters` does not simply allow, "" where all pass."""
+    for name, number, arguments in calls:
         padded = (*arguments, *(0,) * (6 - len(arguments)))
         data = struct.pack("<iIQ6Q", number, _ARCH, _SOMEWHERE, *padded)
         for code in filters:
@@ -97,17 +108,13 @@ def _instructions(code: bytes) -> list[tuple[int, int, int, int]]:
     return list(struct.iter_unpack("<HBBI", code))
 
 
-def evaluate(code: Iterable[tuple[int, int, int, int]], data: bytes) -> int:
-    """What a filter returns for that ``struct seccomp_data``; 0 (kill) where it is odd.
-
-    code: its instructions as (code, jt, jf, k).
-    """
-    instructions = list(code)
+def evaluate(code: Filter, data: bytes) -> int:
+    """What a filter returns for that ``struct seccomp_data``; 0 (kill) where it is odd."""
     words = struct.unpack("<16I", data)
     accumulator = index = at = 0
     memory = [0] * 16
-    while at < len(instructions):
-        op, true, false, k = instructions[at]
+    while at < len(code):
+        op, true, false, k = code[at]
         at += 1
         kind = op & 7
         operand = index if op & 8 else k

@@ -75,3 +75,30 @@ def check_other(pid: int) -> None:
     for other in procfs.pids():
         if other != pid and ptrace.shares_memory(pid, other):
             raise Refused(f"process {other} has the same memory as process {pid} (vfork or CLONE_VM) and would go on")
+
+
+def check_io_uring(pid: int) -> None:
+    """Raises Refused where the kernel may write to memory on its way for `pid`, and could not be made to wait.
+
+    io_uring's workers copy into the process's buffers while its threads stand still. At a page that is away they wait
+    for it, unless the userfaultfd is one for user code only, as unprivileged processes get it: then the I/O would fail.
+    """
+    try:
+        with open("/proc/sys/vm/unprivileged_userfaultfd", encoding="ascii") as file:
+            if file.read().strip() == "1":
+                return
+    except OSError:
+        pass
+    status = dict(line.split(b":\t", 1) for line in procfs.read_file(pid, "status").splitlines() if b":\t" in line)
+    if int(status.get(b"CapEff", b"0"), 16) >> 19 & 1:  # CAP_SYS_PTRACE
+        return
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            ring = os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[io_uring]"
+        except OSError:
+            continue
+        if ring:
+            raise Refused(
+                f"process {pid} uses io_uring, whose workers could not be made to wait: "
+                "sysctl -w vm.unprivileged_userfaultfd=1 and run it again"
+            )
