@@ -42,8 +42,6 @@ UNACCOUNT_UNFAULTED = "unaccount-unfaulted"
 """Since 6.5: mprotect takes VM_ACCOUNT away from an unfaulted anonymous VMA that it makes unwritable."""
 THP_ALIGNED_MMAP = "thp-aligned-mmap"
 """Since 6.7: anonymous mappings that are a multiple of 2 MiB are placed at a multiple of 2 MiB."""
-MMAP_UNDOES = "mmap-undoes"
-"""Since 6.12: mmap(MAP_FIXED) that fails leaves what was mapped there; before, it left a hole."""
 MREMAP_HEADROOM_EXACT = "mremap-headroom-exact"
 """Since 7.1: mremap counts the VMAs that it may need; before, it kept 3 (and 5 for a fixed target) below the limit."""
 MADV_POPULATE = "madv-populate"
@@ -119,7 +117,6 @@ _6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, ONFAULT_CHECKS_ACCESS, 
 _6_12 = (_6_1 - {CLOSE_NEVER_MERGES, MMAP_ASKS_NEXT_FIRST, DONTUNMAP_SKIPS_MERGE}) | {
     UNACCOUNT_UNFAULTED,
     THP_ALIGNED_MMAP,
-    MMAP_UNDOES,
     MSEAL,
     DROPPABLE,
     UFFD_MOVE,
@@ -185,7 +182,6 @@ class Policy:
         "merge_after_grow",
         "merge_anon_vmas",
         "mmap_asks_next_first",
-        "mmap_undoes",
         "mremap_checks_first",
         "mremap_headroom_exact",
         "mremap_moves_many",
@@ -225,7 +221,6 @@ class Policy:
         self.dontunmap_keeps_two: bool = DONTUNMAP_KEEPS_TWO in rows
         self.unaccount_unfaulted: bool = UNACCOUNT_UNFAULTED in rows
         self.thp_aligned_mmap: bool = THP_ALIGNED_MMAP in rows
-        self.mmap_undoes: bool = MMAP_UNDOES in rows
         self.madv_populate: bool = MADV_POPULATE in rows
         self.madv_dontneed_locked: bool = MADV_DONTNEED_LOCKED_ROW in rows
         self.madv_collapse: bool = MADV_COLLAPSE_ROW in rows
