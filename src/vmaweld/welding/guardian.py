@@ -1,9 +1,9 @@
 """Welding from a process of its own, so that the death of the one the user sees harms nobody.
 
 While threads of another process stand still, their tracer must not die: if it does, they go on while a batch may be on
-its way (docs/welding.md tells what that means). So the command's own process only waits and prints. The tracer is a child
-in a session of its own, which no terminal signals, which the kernel spares when memory runs out, if it may, and which
-comes to an orderly end between two standstills when its parent is gone or asks for it.
+its way (docs/welding.md tells what that means). So the command itself only waits and prints. The tracer is a child in a
+session of its own, which no terminal signals, which the kernel spares when memory runs out, if it may, and which comes
+to an orderly end between two standstills when its parent is gone or asks for it.
 """
 
 import contextlib

@@ -28,6 +28,7 @@ from vmaweld.welding.standstill import Standstill, Waits
 REST: Final = 4
 """Between two slices the process runs at least that many times as long as it stood still."""
 _CHUNK: Final = 4 << 20
+_ZEROES: Final = bytes(abi.PAGE_SIZE)
 
 
 @dataclass(frozen=True)
@@ -246,22 +247,25 @@ def _count(pid: int) -> int:
 
 
 def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate]) -> bytes:
-    """A hash of everything in `candidates` and where it lies; a mapped zero page counts as the hole it is."""
+    """A hash of all pages of `candidates` that hold more than zeroes, and of where they lie.
+
+    Holes, zero pages and pages full of zeroes are one and the same here: when the kernel has to split a huge page, it
+    gives those of its pages that hold only zeroes back (6.12).
+    """
     found = hashlib.blake2b()
-    populated: list[tuple[int, int]] = []
-    for candidate in candidates:
-        for start, end, kind in pages.runs(candidate.rows[0].start, candidate.rows[-1].end):
-            if kind & pagemap.ZERO:
-                continue
-            if populated and populated[-1][1] == start:
-                start = populated.pop()[0]
-            populated.append((start, end))
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for start, end in populated:
-            found.update(b"%d %d;" % (start, end))
-            for at in range(start, end, _CHUNK):
-                found.update(os.pread(fd, min(_CHUNK, end - at), at))
+        for candidate in candidates:
+            for start, end, kind in pages.runs(candidate.rows[0].start, candidate.rows[-1].end):
+                if kind & pagemap.ZERO:
+                    continue
+                for chunk in range(start, end, _CHUNK):
+                    data = memoryview(os.pread(fd, min(_CHUNK, end - chunk), chunk))
+                    for at in range(0, len(data), abi.PAGE_SIZE):
+                        page = data[at : at + abi.PAGE_SIZE]
+                        if page != _ZEROES:
+                            found.update(b"%d;" % (chunk + at))
+                            found.update(page)
     finally:
         os.close(fd)
     return found.digest()
