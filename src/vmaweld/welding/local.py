@@ -11,7 +11,7 @@ from vmaweld.kernel import syscalls
 from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import machine_code as mc
-from vmaweld.welding import plan, policies, support
+from vmaweld.welding import plan, source, support
 from vmaweld.welding.errors import WeldError
 from vmaweld.welding.folding import fold
 from vmaweld.welding.program import Outcome, Program
@@ -70,7 +70,7 @@ def weld(start: int, length: int, *, unshare: bool = False, program: Callable[[]
     """
     support.check_own()
     low, high = abi.page_align_down(start), abi.page_align_up(start + length)
-    return _weld(policies.take(os.getpid()), low, high, unshare, program)
+    return _weld(source.take(os.getpid()), low, high, unshare, program)
 
 
 def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callable[[], Program] = Program) -> Report:
@@ -86,7 +86,7 @@ def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callabl
         folded = fold(made.candidates, plan.Room(before.rows), run, low=low, retry=False, program=program)
         report.add(folded)
         if folded.again:
-            before = policies.take(pid)
+            before = source.take(pid)
             made = plan.make(before, pages, limits)
             report.closed = report.seams - made.all_seams  # the kernel may have merged one more in passing
             folded = fold(made.candidates, plan.Room(before.rows), run, low=low, program=program)
@@ -157,7 +157,7 @@ def _plain(address: int, old_size: int, new_size: int, new_address: int | None) 
 
 def _merge(start: int, size: int) -> str:
     """Close the open seams of ``[start, start + size)``, its ends included; why one stays, "" if none does."""
-    snapshot = policies.take(os.getpid())
+    snapshot = source.take(os.getpid())
     end = start + size
     near = [row for row in snapshot.rows if row.start <= end and row.end >= start]
     if len(near) < 2:
@@ -201,7 +201,7 @@ def _move_and_merge(address: int, old_size: int, new_size: int, new_address: int
 def _set_aside(start: int, size: int) -> list[tuple[int, int, int]]:
     """Move what is mapped in ``[start, start + size)`` away; (place, where it is now, length) each."""
     moved: list[tuple[int, int, int]] = []
-    rows: Sequence[Row] = policies.take(os.getpid()).rows
+    rows: Sequence[Row] = source.take(os.getpid()).rows
     try:
         for row in rows:
             low, high = max(row.start, start), min(row.end, start + size)

@@ -16,7 +16,7 @@ from vmaweld.kernel import pagemap, procfs
 from vmaweld.kernel.errors import ProcessGone
 from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.snapshot import Row, Snapshot
-from vmaweld.welding import plan, policies, residue, seccomp, support
+from vmaweld.welding import plan, residue, seccomp, source, support
 from vmaweld.welding.errors import HalfDone
 from vmaweld.welding.folding import Folded, fold
 from vmaweld.welding.pace import Pace
@@ -51,7 +51,7 @@ class Options:
 def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
     """What a weld of `pid` would do now, nothing stopped for it. Raises Refused, NotPermitted, ProcessGone."""
     support.check_other(pid)
-    snapshot = policies.take(pid)
+    snapshot = source.take(pid)
     with Pagemap(pid) as pages:
         return snapshot, plan.make(snapshot, pages, _limits(pid, options))
 
@@ -77,6 +77,7 @@ def weld(
     Raises Refused, NotPermitted or ProcessGone, nothing having changed (in sliced work: nothing since the last slice);
     HalfDone as told there. A KeyboardInterrupt waits until the process runs again.
     """
+    support.check_other(pid)
     return _Weld(pid, options or Options(), program).work(progress)
 
 
@@ -92,10 +93,16 @@ class _Weld:
         self._pace = Pace()
         self._quick = True
         self._may_rseq = True
+        self._source = source.Source(pid)
+        self._prepared: tuple[Snapshot, plan.Plan] | None = None
 
     def work(self, progress: Callable[[Report], None] | None) -> Report:
+        with self._source:
+            return self._work(progress)
+
+    def _work(self, progress: Callable[[Report], None] | None) -> Report:
         report = self.report
-        snapshot, made = survey(self.pid, self.options)
+        snapshot, made = self._prepare()
         self._begin(snapshot, made)
         report.vmas_after = report.vmas_before
         if not made.candidates and not self._is_residue(snapshot.rows):
@@ -109,12 +116,31 @@ class _Weld:
                     progress(report)
                 if more:
                     time.sleep(REST * report.pauses[-1])
+                    self._prepare()
         except BaseException:
             if self._workshop.address:
                 with _undisturbed():
                     self._standstill(self._leave)
             raise
         return report
+
+    def _prepare(self) -> tuple[Snapshot, plan.Plan]:
+        """Look and plan while the process runs; if nothing has changed when it stands still, that is already done."""
+        snapshot = self._source.take()
+        with Pagemap(self.pid) as pages:
+            made = plan.make(snapshot, pages, _limits(self.pid, self.options, self._failed), quick=self._quick)
+        self._prepared = snapshot, made
+        return snapshot, made
+
+    def _plan(self, snapshot: Snapshot, pages: Pagemap, limits: plan.Limits) -> plan.Plan:
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared[0] is snapshot and not limits.unshare and not limits.avoid:
+            made = prepared[1]
+            # Pages may have come since, which matters only where they are counted on: a VMA that had no anon_vma has
+            # none still, or the snapshot would differ; but what is mlocked may have got a hole.
+            if not any(candidate.rows[0].flags & abi.VM_LOCKED_MASK for candidate in made.candidates):
+                return made
+        return plan.make(snapshot, pages, limits, quick=self._quick)
 
     def _begin(self, snapshot: Snapshot, made: plan.Plan) -> None:
         self.report.vmas_before = len(snapshot.rows)
@@ -138,7 +164,7 @@ class _Weld:
     def _slice(self, still: Standstill) -> bool:
         """Weld what there is, or as much as fits into the pause; whether something is left over."""
         first = not self._workshop.address
-        snapshot = policies.take(self.pid)
+        snapshot = self._source.take()
         if first:
             support.check_headroom(len(snapshot.rows))
             support.check_io_uring(self.pid)
@@ -150,7 +176,7 @@ class _Weld:
                 self._may_rseq = seccomp.check(self.pid, puppet.tid)
                 if self._is_residue(snapshot.rows):
                     self.report.repaired = residue.clear(puppet, residue.mapped(snapshot.rows))
-                    snapshot = policies.take(self.pid)
+                    snapshot = self._source.take()
             more = self._fold(still, puppet, snapshot, first)
         except (ProcessGone, HalfDone):
             self._workshop.forget()  # there is nothing left to unmap, or it is what a repair needs
@@ -177,7 +203,7 @@ class _Weld:
             avoid[puppet.rseq.area] = "the thread area of the thread that does the work, and seccomp forbids rseq"
         limits = _limits(self.pid, options, self._failed, avoid)
         with Pagemap(self.pid) as pages:
-            made = plan.make(snapshot, pages, limits, quick=self._quick)
+            made = self._plan(snapshot, pages, limits)
             if first:
                 self._begin(snapshot, made)
             report.left = made.left
@@ -195,7 +221,7 @@ class _Weld:
             folded = self._run(puppet, snapshot, candidates, retry=False)
             if folded.again:
                 self._quick = False
-                snapshot = policies.take(self.pid)
+                snapshot = self._source.take()
                 found, made = made.all_seams, plan.make(snapshot, pages, limits)
                 report.closed += found - folded.closed - made.all_seams  # the kernel may have merged more in passing
                 part = made.candidates

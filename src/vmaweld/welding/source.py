@@ -1,0 +1,83 @@
+"""Snapshots that a weld can rely on, and that cost little where nothing has changed since the last."""
+
+import contextlib
+from array import array
+from types import TracebackType
+
+from vmaweld.kernel import bpf, bpf_program, procfs, snapshots
+from vmaweld.kernel.errors import KernelError, NotSupported
+from vmaweld.snapshot import Snapshot
+
+
+class Source:
+    """Snapshots of process `pid`, memory policies included. Use it in a `with`, or `close` it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._watch: bpf.Watch | None = None
+        self._last: tuple[bytes, Snapshot] | None = None
+        if bpf.available()[0]:
+            with contextlib.suppress(NotSupported):  # the process is gone, or a kernel before 6.1
+                self._watch = bpf.loaded().watch(pid)
+
+    def take(self) -> Snapshot:
+        """A snapshot; the very same object as before where nothing has changed. Raises as `snapshots.take` does."""
+        if self._watch is None:
+            return take(self.pid)
+        records, consistent = self._watch.read_consistent()
+        if not records:
+            raise procfs.why_empty(self.pid)
+        words = array("Q")
+        words.frombytes(records)
+        # That something was locked for writing is no change, if all that it could have changed is the same.
+        words[bpf_program.SEQUENCE :: bpf_program.WORDS] = array("Q", bytes(8 * (len(words) // bpf_program.WORDS)))
+        essence = words.tobytes()
+        if self._last is not None and self._last[0] == essence:
+            return self._last[1]
+        snapshot = bpf.parse(self.pid, records, consistent)
+        self._last = essence, snapshot
+        return snapshot
+
+    def close(self) -> None:
+        """Let go of the iterator; safe to call twice."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def take(pid: int) -> Snapshot:
+    """A snapshot of `pid` with memory policies, if they can be read at all. Raises as `snapshots.take` does.
+
+    To fold a VMA into another gives it the other's policy, so they must be known to be equal; numa_maps tells them
+    where BPF does not.
+    """
+    snapshot = snapshots.take(pid)
+    if any(row.mempolicy is None for row in snapshot.rows):
+        _complete(snapshot)
+    return snapshot
+
+
+def _complete(snapshot: Snapshot) -> None:
+    """Fill in `Row.mempolicy` from numa_maps; rows that it does not list keep None."""
+    try:
+        text = procfs.read_file(snapshot.pid, "numa_maps")
+    except KernelError:
+        # No such file while the process lives: a kernel without NUMA, where no policy can be set.
+        if procfs.status(snapshot.pid).state not in "ZX":
+            for row in snapshot.rows:
+                row.mempolicy = ""
+        return
+    policies: dict[int, str] = {}
+    for line in text.splitlines():
+        start, policy = line.split(b" ", 2)[:2]
+        policies[int(start, 16)] = "" if policy == b"default" else policy.decode()
+    for row in snapshot.rows:
+        row.mempolicy = policies.get(row.start)
