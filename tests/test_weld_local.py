@@ -196,6 +196,19 @@ def test_holes_stay_holes_and_nothing_is_added() -> None:
         syscalls.munmap(start, end - start)
 
 
+def test_swapped_out_pages_move_as_they_are(four: tuple[int, int]) -> None:
+    start, end = four
+    with open("/proc/swaps", encoding="ascii") as file:
+        if len(file.readlines()) < 2:
+            pytest.skip("no swap on this machine")
+    syscalls.madvise(start + 3 * PAGE, 6 * PAGE, abi.MADV_PAGEOUT)
+    with Pagemap(PID) as pages:
+        before = pages.totals(start, end)
+        assert vmaweld.weld(start, end - start).closed == 3
+        assert pages.totals(start, end) == before
+    assert intact(start, 4, 3)
+
+
 def test_shared_pages_are_left_and_can_be_unshared(four: tuple[int, int]) -> None:
     start, end = four
     child = os.fork()

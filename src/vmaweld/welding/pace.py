@@ -9,10 +9,10 @@ from vmaweld.kernel import pagemap
 from vmaweld.snapshot import Row
 from vmaweld.welding.plan import Candidate, clip
 
-# Seconds, to begin with; what a slice really took corrects them.
-_A_GROUP: Final = 60e-6
-_A_PIECE: Final = 4e-6
-_A_PAGE: Final = 0.3e-6
+# Seconds on a slow day, to begin with; what a slice really took corrects them.
+_A_GROUP: Final = 200e-6
+_A_PIECE: Final = 12e-6
+_A_PAGE: Final = 1.2e-6
 
 
 class Pace:

@@ -44,11 +44,6 @@ class Report:
         self.work += folded.work
         self.warnings += folded.warnings
 
-    @property
-    def complete(self) -> bool:
-        """No open seam stays."""
-        return not self.left
-
     def as_json(self) -> dict[str, object]:
         """The keys of ``vmaweld weld --json``; stable."""
         return {

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import signal
 import time
 from types import TracebackType
 from typing import Final
@@ -215,6 +214,3 @@ def _why_not_seized(pid: int, tid: int, error: OSError) -> WeldError | NotPermit
     if scope == 3:
         hint = "kernel.yama.ptrace_scope is 3, which forbids it to everyone until the next boot"
     return NotPermitted(f"not permitted to trace process {pid}: {hint}")
-
-
-STOP_SIGNALS: Final = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
