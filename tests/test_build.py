@@ -80,3 +80,13 @@ def test_the_fields_are_told_in_both_builds() -> None:
         assert type(row).__slots__ == ROW_FIELDS
     assert all(hasattr(event, name) for name in EVENT_FIELDS)
     assert all(hasattr(row, name) for name in ROW_FIELDS)
+
+
+def test_a_part_of_a_row_is_alike_in_all_else() -> None:
+    values = {
+        name: number for number, name in enumerate(ROW_FIELDS[3:]) if name not in ("file", "name", "mempolicy", "close")
+    }
+    row = Row(4096, 3 * 4096, 7, file="file", name="name", mempolicy="bind:0", close=True, **values)
+    part = row.below(2 * 4096)
+    assert [name for name in ROW_FIELDS if getattr(part, name) != getattr(row, name)] == ["end"]
+    assert (row.end, part.end) == (3 * 4096, 2 * 4096)

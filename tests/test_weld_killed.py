@@ -183,7 +183,7 @@ def test_the_command_killed_at_any_time_leaves_an_orderly_end_to_its_child() -> 
             command.kill()
             command.wait(30)
             wait_gone([int(pid) for pid in child])
-            assert "vmaweld" not in Path(f"/proc/{target.pid}/maps").read_text()
+            assert "memfd:vmaweld" not in Path(f"/proc/{target.pid}/maps").read_text()
             target.check()
 
 

@@ -43,8 +43,8 @@ def clean(pid: int) -> bool:
         except OSError:
             continue
     return (
-        "vmaweld" not in Path(f"/proc/{pid}/maps").read_text()
-        and not any("vmaweld" in link or "userfaultfd" in link for link in links)
+        "memfd:vmaweld" not in Path(f"/proc/{pid}/maps").read_text()
+        and not any("memfd:vmaweld" in link or "userfaultfd" in link for link in links)
         and "TracerPid:\t0" in status
         and "SigBlk:\t0000000000000000" in status
     )
@@ -308,7 +308,7 @@ def test_what_cannot_be_put_back_is_finished_by_the_next_weld() -> None:
         with pytest.raises(HalfDone, match="run the weld again"):
             remote.weld(target.pid, remote.Options(low=start, high=end), program=Stuck)
         # Its calls are as wrong as they were made: right ones, as if memory had become free.
-        area = next(row.start for row in snapshots.take(target.pid).rows if "vmaweld" in row.file)
+        area = next(row.start for row in snapshots.take(target.pid).rows if "memfd:vmaweld" in row.file)
         mended = bytearray(syscalls.read_memory(target.pid, area + 4096, 64 << 10))
         for at in range(512 + 8, len(mended), 96):
             if mended[at : at + 8] == (1 << 20).to_bytes(8, "little"):

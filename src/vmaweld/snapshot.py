@@ -101,6 +101,23 @@ class Row:
         """True where no file is mapped and nothing shared: memory that only anonymous pages can fill."""
         return not self.file and not self.flags & VM_MAYSHARE
 
+    def below(self, end: int) -> "Row":
+        """The part of this row below `end`, alike in all else. (``copy.copy`` does not know the compiled class.)"""
+        return Row(
+            self.start,
+            end,
+            self.flags,
+            pgoff=self.pgoff,
+            anon_vma=self.anon_vma,
+            file=self.file,
+            name=self.name,
+            mempolicy=self.mempolicy,
+            uffd=self.uffd,
+            chain=self.chain,
+            file_id=self.file_id,
+            close=self.close,
+        )
+
     def perms(self) -> str:
         """The protection as /proc/PID/maps writes it: ``rw-p``."""
         return (

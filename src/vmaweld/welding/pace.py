@@ -1,6 +1,5 @@
 """Cutting a weld into slices that fit into a pause."""
 
-import copy
 from collections.abc import Sequence
 from typing import Final
 
@@ -72,8 +71,7 @@ class Pace:
             end = whole  # no huge page in two
         if end >= row.end:
             end = row.end
-        part = copy.copy(row)
-        part.end = max(end, row.start + abi.PAGE_SIZE)
+        part = row.below(max(end, row.start + abi.PAGE_SIZE))
         self._expected += _A_GROUP + _A_PIECE + budget
         return candidate._replace(rows=[candidate.rows[0], part], cut=part.end < row.end)
 
