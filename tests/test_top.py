@@ -29,7 +29,7 @@ class Terminal:
         )
 
     def _tmux(self, *arguments: str) -> str:
-        environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+        environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "SHELL": "/bin/sh"}
         done = subprocess.run(
             ["tmux", "-L", self._socket, *arguments],
             capture_output=True,
