@@ -80,14 +80,15 @@ static char *fragments(long count, long pages)
 	need((long)all, "mmap");
 	all = (char *)(((uintptr_t)all + HUGE) & -HUGE);
 	for (long i = 0; i < count; i++) {
-		char *one = mmap(0, size + PAGE, PROT_READ | PROT_WRITE, ANON, -1, 0);
+		/* Between guard pages, so that it takes no neighbour's anon_vma. */
+		char *guards = mmap(0, size + 2 * PAGE, PROT_NONE, ANON | MAP_NORESERVE, -1, 0), *one = guards + PAGE;
 
-		need((long)one, "mmap");
-		need(mprotect(one + size, PAGE, PROT_NONE), "mprotect");
+		need((long)guards, "mmap");
+		need((long)mmap(one, size, PROT_READ | PROT_WRITE, ANON | MAP_FIXED, -1, 0), "mmap");
 		for (long page = 0; page < pages; page++)
 			*(uint64_t *)(one + page * PAGE) = content(i, page);
 		need((long)mremap(one, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, all + i * size), "mremap");
-		need(munmap(one + size, PAGE), "munmap");
+		need(munmap(guards, size + 2 * PAGE), "munmap");
 	}
 	return all;
 }

@@ -29,12 +29,12 @@ def fragments(count: int, pages: int, *, seed: int = 1, at: int = 0) -> int:
         reserved = syscalls.mmap(0, count * size + 4 * abi.HUGE_PAGE_SIZE, 0, ANON | abi.MAP_NORESERVE)
         at = (reserved + abi.HUGE_PAGE_SIZE) & -abi.HUGE_PAGE_SIZE
     for index in range(count):
-        place = syscalls.mmap(0, size + PAGE, RW, ANON)
-        syscalls.mprotect(place + size, PAGE, abi.PROT_NONE)
+        guards = syscalls.mmap(0, size + 2 * PAGE, abi.PROT_NONE, ANON | abi.MAP_NORESERVE)
+        place = syscalls.mmap(guards + PAGE, size, RW, ANON | abi.MAP_FIXED)
         for page in range(pages):
             ctypes.c_uint64.from_address(place + page * PAGE + 8).value = content(seed, index, page)
         syscalls.mremap(place, size, size, abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED, at + index * size)
-        syscalls.munmap(place + size, PAGE)
+        syscalls.munmap(guards, size + 2 * PAGE)
     return at
 
 

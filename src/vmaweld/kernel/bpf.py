@@ -33,7 +33,7 @@ _LINK_CREATE: Final = 28
 _ITER_CREATE: Final = 33
 _PROG_TYPE_TRACING: Final = 26
 _TRACE_ITER: Final = 28
-_READ_SIZE: Final = 1 << 20
+_READ_SIZE: Final = 1 << 16  # the kernel hands over at most half of that at a time
 _LOG_SIZE: Final = 1 << 20
 _EPERM, _EACCES, _ENOSYS = 1, 13, 38
 
@@ -155,25 +155,35 @@ class Watch:
         except OSError as error:
             raise NotSupported(f"no BPF iterator over one process (Linux 6.1 or later): {error.strerror}") from None
         self._iterate = ctypes.create_string_buffer(struct.pack("<II", self._link, 0), 8)
+        self._buffer = bytearray(2 * _READ_SIZE)
 
     def read(self) -> bytes:
         """The records of one walk, as `bpf_program.RECORD`; empty where the process is gone or has no address space."""
         iterator = _bpf(_ITER_CREATE, self._iterate)
+        # One buffer for all walks, so that a process that reads its own VMAs does not change them while it does.
+        buffer = self._buffer
+        filled = 0
+        last = b""
         try:
-            chunks = []
-            last = b""
-            while chunk := os.read(iterator, _READ_SIZE):
-                if len(chunk) % program.RECORD.size:  # the end mark
-                    chunks.append(chunk[:-8])
+            while True:
+                if len(buffer) - filled < _READ_SIZE:
+                    buffer += bytes(len(buffer))
+                with memoryview(buffer) as view:
+                    count = os.readv(iterator, [view[filled:]])
+                if not count:
                     break
-                # The mark may not have fitted into the buffer. Then the walk begins again somewhere behind us.
-                if chunk[7::-1] <= last:
+                if count % program.RECORD.size:  # the end mark
+                    filled += count - 8
                     break
-                last = chunk[7::-1]
-                chunks.append(chunk)
+                # The mark may not have fitted into the kernel's buffer. Then the walk begins again somewhere behind us.
+                first = bytes(buffer[filled : filled + 8])[::-1]
+                if first <= last:
+                    break
+                last = first
+                filled += count
         finally:
             os.close(iterator)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return bytes(buffer[:filled])
 
     def read_consistent(self) -> tuple[bytes, bool]:
         """(records, whether nothing changed while they were read)."""
@@ -184,6 +194,17 @@ class Watch:
                 return after, True
             before = after
         return before, False
+
+    def read_quickly(self) -> tuple[bytes, bool]:
+        """As `read_consistent`, but a single walk will do where ``mm_lock_seq`` tells that it met no change.
+
+        Then a VMA may have got its anon_vma behind the walk's back, and nothing else can have happened.
+        """
+        for _attempt in range(2):  # the first may have made the buffer larger: of this process that is a change
+            records = self.read()
+            if records and _one_sequence(records) and _tells_sequence(records):
+                return records, True
+        return self.read_consistent()
 
     def close(self) -> None:
         """Let go of the iterator; safe to call twice."""
@@ -206,6 +227,11 @@ def _one_sequence(records: bytes) -> bool:
     while last > 0 and records[last : last + 8] == _NAME_TAG:
         last -= size
     return last <= 0 or records[size - tail : size] == records[last + size - tail : last + size]
+
+
+def _tells_sequence(records: bytes) -> bool:
+    """The kernel has an ``mm_lock_seq`` (6.4); without one its half of the word is 0, as it is before any change."""
+    return any(records[8 * program.SEQUENCE + 4 : 8 * program.SEQUENCE + 8])
 
 
 def parse(pid: int, records: bytes, consistent: bool = True, *, file_name: FileName | None = None) -> Snapshot:

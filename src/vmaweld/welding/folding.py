@@ -124,7 +124,8 @@ def _batch(
             )
         if not outcome.locked:
             result.warnings.append(f"{group.keep:#x}-{group.end:#x} was mlocked and could not be locked again")
-        done = sum(1 for _, end in group.pieces if end <= outcome.reached)
+        whole = outcome.reached == group.end
+        done = len(group.pieces) if whole else sum(1 for _, end in group.pieces if end <= outcome.reached)
         result.closed += done
         if done == len(group.pieces):
             result.ends.add(group.end)

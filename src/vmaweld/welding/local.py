@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -70,7 +71,8 @@ def weld(start: int, length: int, *, unshare: bool = False, program: Callable[[]
     """
     support.check_own()
     low, high = abi.page_align_down(start), abi.page_align_up(start + length)
-    return _weld(source.take(os.getpid()), low, high, unshare, program)
+    with source.no_collections(), source.Source(os.getpid()) as here:
+        return _weld(here.take(), low, high, unshare, program)
 
 
 def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callable[[], Program] = Program) -> Report:
@@ -104,7 +106,9 @@ def _own_addresses() -> list[int]:
     attributes = ctypes.create_string_buffer(128)
     bottom, size = ctypes.c_void_p(), ctypes.c_size_t()
     found = []
-    if libc.pthread_getattr_np(ctypes.c_void_p(libc.pthread_self()), attributes) == 0:
+    # The main thread's stack has a name, and to ask for it takes the C library a reading of /proc/self/maps.
+    main = threading.get_native_id() == os.getpid()
+    if not main and libc.pthread_getattr_np(ctypes.c_void_p(libc.pthread_self()), attributes) == 0:
         libc.pthread_attr_getstack(attributes, ctypes.byref(bottom), ctypes.byref(size))
         libc.pthread_attr_destroy(attributes)
         found.append((bottom.value or 0) + size.value - 1)

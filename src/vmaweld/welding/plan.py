@@ -2,7 +2,6 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
@@ -181,9 +180,15 @@ def _chains(snapshot: Snapshot, limits: Limits, left: list[Left]) -> Iterator[Se
             yield rows[first:]
 
 
-def _within(rows: Sequence[Row], run: Run, limits: Limits) -> list[Row]:
+def _end(row: Row) -> int:
+    return row.end
+
+
+def _within(rows: Sequence[Row], run: Run, limits: Limits) -> Sequence[Row]:
     """The rows of `run` that lie inside the limits; the first may begin before them, for only its end is touched."""
-    return [row for row in rows[run.first : run.last + 1] if row.end <= limits.high and row.end > limits.low]
+    first = bisect_right(rows, limits.low, run.first, run.last + 1, key=_end)
+    last = bisect_right(rows, limits.high, first, run.last + 1, key=_end)
+    return rows[first:last]
 
 
 def _why_not(rows: Sequence[Row], snapshot: Snapshot, limits: Limits) -> str:
@@ -195,7 +200,7 @@ def _why_not(rows: Sequence[Row], snapshot: Snapshot, limits: Limits) -> str:
     for bits, reason in _NEVER:
         if flags & bits:
             return reason
-    if any(row.name.startswith("[stack") for row in rows):
+    if any(name.startswith("[stack") for name in {row.name for row in rows}):
         return "the stack"
     if row.close:
         return "a mapping with a close operation never merges"
@@ -283,9 +288,8 @@ def groups(
         first = 0
         while first + 1 < len(rows):
             keep = _keep_from(rows[first], low)
-            last = first + 1
-            while last + 1 < len(rows) and last - first < pieces and rows[last + 1].end - keep <= group_bytes:
-                last += 1
+            most = min(first + pieces, len(rows) - 1)
+            last = max(first + 1, bisect_right(rows, keep + group_bytes, first, most + 1, key=_end) - 1)
             part = candidate._replace(rows=rows[first : last + 1]) if last - first + 1 < len(rows) else candidate
             yield _group(part.rows, keep, candidate, room), part
             first = last
@@ -332,9 +336,11 @@ class Room:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._low = self._high = 0
-        for before, after in pairwise(rows):
-            if after.start - before.end > self._high - self._low:
-                self._low, self._high = before.end, after.start
+        if len(rows) > 1:
+            starts, ends = [row.start for row in rows[1:]], [row.end for row in rows[:-1]]
+            gaps = [start - end for start, end in zip(starts, ends, strict=True)]
+            at = gaps.index(max(gaps))
+            self._low, self._high = ends[at], starts[at]
         self._low += ROOM_GUARD
         self._high -= ROOM_GUARD
 

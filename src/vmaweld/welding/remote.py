@@ -110,7 +110,7 @@ class _Weld:
         try:
             more = True
             while more:
-                with _undisturbed():
+                with _undisturbed(), source.no_collections():
                     more = self._standstill(self._slice)
                 if progress is not None:
                     progress(report)
