@@ -572,3 +572,19 @@ def test_pages_stay_exclusive(four: tuple[int, int]) -> None:
     vmaweld.weld(start, end - start)
     with Pagemap(PID) as pages:
         assert pages.totals(start, end).exclusive == 12
+
+
+def test_the_short_look_finds_the_seams_that_the_long_one_does() -> None:
+    from vmaweld.kernel import procfs, snapshots
+    from vmaweld.seams import runs_of_open_seams, seams
+
+    looked = 0
+    for pid in (*procfs.pids()[:60], PID):
+        try:
+            snapshot = snapshots.take(pid)
+        except procfs.KernelError:
+            continue
+        found = [(run.first, run.last) for run in runs_of_open_seams(seams(snapshot))]
+        assert list(plan._open_runs(snapshot)) == found
+        looked += 1
+    assert looked

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Protocol
 
 from vmaweld import abi
 from vmaweld.kernel import pagemap
-from vmaweld.seams import Run, runs_of_open_seams, seams
+from vmaweld.seams import seam_between
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding.program import Group
 
@@ -159,8 +159,8 @@ def _left(rows: Sequence[Row], reason: str) -> Left:
 
 def _chains(snapshot: Snapshot, limits: Limits, left: list[Left]) -> Iterator[Sequence[Row]]:
     """Rows with open seams between them, two or more, inside the limits and cut where no weld may be."""
-    for run in runs_of_open_seams(seams(snapshot)):
-        rows = _within(snapshot.rows, run, limits)
+    for start, last in _open_runs(snapshot):
+        rows = _within(snapshot.rows, start, last, limits)
         avoid = [(at, why) for at, why in limits.avoid.items() if rows and rows[0].start <= at < rows[-1].end]
         if not limits.failed and not avoid:
             if len(rows) > 1:
@@ -180,14 +180,41 @@ def _chains(snapshot: Snapshot, limits: Limits, left: list[Left]) -> Iterator[Se
             yield rows[first:]
 
 
+def _open_runs(snapshot: Snapshot) -> Iterator[tuple[int, int]]:
+    """(first, last) of rows with nothing but open seams between them: what `seams` would find, most of it without it.
+
+    Two plain rows that agree in all that they show can differ in nothing but the page offset and the anon_vma.
+    """
+    rows, exact, hidden = snapshot.rows, snapshot.flags_exact, snapshot.hidden
+    first = 0
+    for at in range(1, len(rows) + 1):
+        if at < len(rows):
+            left, right = rows[at - 1], rows[at]
+            if left.end == right.start:
+                if (
+                    left.flags == right.flags
+                    and not (left.flags & abi.VM_SPECIAL or left.file or right.file or left.name or right.name)
+                    and left.mempolicy == right.mempolicy is not None
+                    and left.uffd == right.uffd
+                    and not left.close
+                    and not right.close
+                ):
+                    continue
+                if seam_between(at - 1, left, right, exact, hidden).open:
+                    continue
+        if at - first > 1:
+            yield first, at - 1
+        first = at
+
+
 def _end(row: Row) -> int:
     return row.end
 
 
-def _within(rows: Sequence[Row], run: Run, limits: Limits) -> Sequence[Row]:
+def _within(rows: Sequence[Row], start: int, end: int, limits: Limits) -> Sequence[Row]:
     """The rows of `run` that lie inside the limits; the first may begin before them, for only its end is touched."""
-    first = bisect_right(rows, limits.low, run.first, run.last + 1, key=_end)
-    last = bisect_right(rows, limits.high, first, run.last + 1, key=_end)
+    first = bisect_right(rows, limits.low, start, end + 1, key=_end)
+    last = bisect_right(rows, limits.high, first, end + 1, key=_end)
     return rows[first:last]
 
 
