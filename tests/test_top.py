@@ -77,9 +77,9 @@ def open_terminal() -> Iterator[Callable[[str], Terminal]]:
 
 
 def row_of(lines: list[str], pid: int) -> list[str]:
-    """The words of the process's line, [] where it has none."""
+    """The words of the process's line, thousands without their commas; [] where it has none."""
     for line in lines:
-        words = line.split()
+        words = line.replace(",", "").split()
         if words and words[0] == str(pid):
             return words
     return []
