@@ -17,8 +17,10 @@ from weld_target import content, fragments
 
 import vmaweld
 from vmaweld import abi
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import procfs, snapshots, syscalls
+from vmaweld.kernel.errors import KernelError
 from vmaweld.kernel.pagemap import Pagemap
+from vmaweld.seams import runs_of_open_seams, seams
 from vmaweld.welding import WeldError, plan, support
 from vmaweld.welding.program import Program
 
@@ -575,14 +577,11 @@ def test_pages_stay_exclusive(four: tuple[int, int]) -> None:
 
 
 def test_the_short_look_finds_the_seams_that_the_long_one_does() -> None:
-    from vmaweld.kernel import procfs, snapshots
-    from vmaweld.seams import runs_of_open_seams, seams
-
     looked = 0
     for pid in (*procfs.pids()[:60], PID):
         try:
             snapshot = snapshots.take(pid)
-        except procfs.KernelError:
+        except KernelError:
             continue
         found = [(run.first, run.last) for run in runs_of_open_seams(seams(snapshot))]
         assert list(plan._open_runs(snapshot)) == found
