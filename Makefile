@@ -92,6 +92,14 @@ bench-full: $(COMPILED)/ready  ## All benchmarks: Chromium, growth, ten million 
 	@echo
 	$(BIN)/python benchmarks/stream.py
 
+.PHONY: bench-live
+bench-live: $(READY)  ## Inspecting, welding and real programs on this machine (root)
+	$(BIN)/python benchmarks/inspect_speed.py
+	@echo
+	$(BIN)/python -m benchmarks.weld
+	@echo
+	$(BIN)/python benchmarks/real_programs.py
+
 .PHONY: plots
 plots: $(COMPILED)/ready  ## Measure the growth and draw docs/growth-*.svg anew
 	$(BIN)/python benchmarks/growth.py --plots docs
