@@ -125,6 +125,8 @@ def sleep_exactly() -> None:
     while True:
         began = time.monotonic()
         if libc.nanosleep(wanted, None):
+            if "eintr" in sys.argv:  # a signal with a handler ends it, in whichever thread that runs
+                continue
             print(f"nanosleep ended with errno {ctypes.get_errno()}", flush=True)
             os._exit(4)
         if time.monotonic() - began < 0.3:
