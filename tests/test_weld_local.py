@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import require
 from weld_random import Failing, Helper, flags_of, one, picture
 from weld_support import open_seams, require_own, vmas
 from weld_target import content, fragments
@@ -100,8 +102,7 @@ def test_protection_is_put_back(four: tuple[int, int], prot: int) -> None:
 @pytest.mark.parametrize("lock", [0, abi.MLOCK_ONFAULT])
 def test_locks_are_put_back(four: tuple[int, int], lock: int) -> None:
     start, end = four
-    if support.relock_reason(PID):
-        pytest.skip("swap is on")
+    require(not support.relock_reason(PID), "swap is on")
     syscalls.mlock(start, end - start, lock)
     flags = flags_of(PID, start, end)
     assert vmaweld.weld(start, end - start).closed == 3
@@ -112,8 +113,7 @@ def test_locks_are_put_back(four: tuple[int, int], lock: int) -> None:
 
 def test_locked_with_holes_is_left(four: tuple[int, int]) -> None:
     start, end = four
-    if support.relock_reason(PID):
-        pytest.skip("swap is on")
+    require(not support.relock_reason(PID), "swap is on")
     syscalls.mlock(start, end - start)
     syscalls.madvise(start + 7 * PAGE, PAGE, abi.MADV_DONTNEED_LOCKED)
     report = vmaweld.weld(start, end - start)
@@ -146,8 +146,7 @@ def test_huge_pages_stay_huge() -> None:
     start = _huge(HUGE * 4)
     try:
         before = _huge_kib(start, start + 4 * HUGE)
-        if not before:
-            pytest.skip("no huge page to be had")
+        require(bool(before), "no huge page to be had")
         assert vmas(PID, start, start + 4 * HUGE) == 4
         assert vmaweld.weld(start, 4 * HUGE).closed == 3
         assert vmas(PID, start, start + 4 * HUGE) == 1
@@ -198,14 +197,28 @@ def test_holes_stay_holes_and_nothing_is_added() -> None:
         syscalls.munmap(start, end - start)
 
 
-def test_swapped_out_pages_move_as_they_are(four: tuple[int, int]) -> None:
+@pytest.fixture
+def swap(tmp_path: Path) -> Iterator[None]:
+    """Sixteen megabytes of swap, in a file that goes again."""
+    require(not os.geteuid() and shutil.which("mkswap") is not None, "swap needs root and mkswap")
+    file = tmp_path / "swap"
+    file.write_bytes(bytes(16 << 20))
+    file.chmod(0o600)
+    subprocess.run(["mkswap", file], check=True, capture_output=True, timeout=60)
+    on = subprocess.run(["swapon", file], check=False, capture_output=True, text=True, timeout=60)
+    require(on.returncode == 0, f"no swap here: {on.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", file], check=True, capture_output=True, timeout=120)
+
+
+def test_swapped_out_pages_move_as_they_are(four: tuple[int, int], swap: None) -> None:
     start, end = four
-    with open("/proc/swaps", encoding="ascii") as file:
-        if len(file.readlines()) < 2:
-            pytest.skip("no swap on this machine")
     syscalls.madvise(start + 3 * PAGE, 6 * PAGE, abi.MADV_PAGEOUT)
     with Pagemap(PID) as pages:
         before = pages.totals(start, end)
+        assert before.swapped > 0
         assert vmaweld.weld(start, end - start).closed == 3
         assert pages.totals(start, end) == before
     assert intact(start, 4, 3)
@@ -268,8 +281,7 @@ def test_pinned_pages_are_left(four: tuple[int, int]) -> None:
     start, end = four
     ring = mmap.mmap(-1, 120)  # struct io_uring_params
     fd = syscalls.raw(425, 4, ctypes.addressof(ctypes.c_char.from_buffer(ring)))
-    if fd < 0:
-        pytest.skip(f"io_uring: {os.strerror(-fd)}")
+    require(fd >= 0, f"io_uring: {os.strerror(max(-fd, 0))}")
     try:
         vector = (ctypes.c_uint64 * 2)(start + 4 * PAGE, PAGE)
         syscalls.check(syscalls.raw(427, fd, 0, ctypes.addressof(vector), 1), "IORING_REGISTER_BUFFERS")
@@ -289,7 +301,7 @@ def test_guard_pages_keep_their_place(four: tuple[int, int]) -> None:
     try:
         syscalls.madvise(start + 4 * PAGE, PAGE, abi.MADV_GUARD_INSTALL)
     except OSError as error:
-        pytest.skip(str(error))
+        require(False, str(error))
     report = vmaweld.weld(start, end - start)
     assert report.closed == 2
     assert "guard" in report.left[0].reason
@@ -534,16 +546,14 @@ def test_mremap_grows_and_shrinks_like_the_plain_call() -> None:
 @pytest.mark.parametrize("part", range(4))
 def test_random_welds(part: int) -> None:
     require_own()
-    if os.geteuid():
-        pytest.skip("as root only: others may not lock so much, and do not see which pages are the zero page")
+    require(not os.geteuid(), "as root only: others may not lock so much, and do not see which pages are the zero page")
     for seed in range(1_000_000 + part * 50, 1_000_000 + part * 50 + 50):
         one(seed)
 
 
 def test_random_welds_by_another_process() -> None:
     require_own()
-    if os.geteuid():
-        pytest.skip("as root only")
+    require(not os.geteuid(), "as root only")
     helper = Helper()
     try:
         for seed in range(2_000_000, 2_000_050):
