@@ -122,6 +122,20 @@ def test_range_and_min_gain() -> None:
         target.check()
 
 
+def test_signals_that_come_meanwhile_are_delivered_after() -> None:
+    require_other()
+    with Target() as target:
+        target.build(6, 4)
+
+        def program() -> Program:
+            os.kill(target.pid, signal.SIGUSR1)  # every thread stands still now
+            return Program()
+
+        remote.weld(target.pid, program=program)
+        assert target.hear() == "SIGUSR1"
+        target.check()
+
+
 def test_a_stopped_process_is_welded_and_stays_stopped() -> None:
     require_other()
     with Target("eintr") as target:

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -60,8 +61,14 @@ class Target:
         self.process.stdin.flush()
 
     def hear(self) -> str:
+        """The next line; nothing where the process ends, which it must when it stays silent for too long."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        patience = threading.Timer(TIMEOUT, self.process.kill)
+        patience.start()
+        try:
+            return self.process.stdout.readline().strip()
+        finally:
+            patience.cancel()
 
     def expect(self, start: str) -> str:
         """The next line, which must begin so."""
