@@ -28,7 +28,7 @@ from inspect_support import (
 
 from vmaweld.inspect.census import Census
 from vmaweld.inspect.collect import inspect_process
-from vmaweld.kernel import bpf, snapshots
+from vmaweld.kernel import bpf, bpf_records, snapshots
 from vmaweld.kernel.errors import NoAddressSpace, NotPermitted, ProcessGone
 from vmaweld.seams import seams
 
@@ -68,7 +68,7 @@ def check_against_brute_force(pid: int) -> tuple[int, int]:
     """No border of `pid` classified otherwise than by the brute-force reading; (seams, open seams)."""
     with bpf.loaded().watch(pid) as watch:
         records, _ = watch.read_consistent()
-    found = seams(bpf.parse(pid, records))
+    found = seams(bpf_records.parse(pid, records))
     assert {seam.address: set(seam.reasons) for seam in found} == brute_force(records)
     assert all(seam.exact for seam in found)
     opened = {seam.address for seam in found if seam.open}

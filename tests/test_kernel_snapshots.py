@@ -14,7 +14,7 @@ import pytest
 from conftest import require
 
 from vmaweld import abi
-from vmaweld.kernel import bpf, bpf_program, procfs, snapshots
+from vmaweld.kernel import bpf, bpf_program, bpf_records, procfs, snapshots
 from vmaweld.kernel.btf import VMLINUX, Btf, BtfError
 from vmaweld.kernel.errors import NoAddressSpace, NotPermitted, ProcessGone
 from vmaweld.snapshot import Row, Snapshot
@@ -309,7 +309,7 @@ def test_range_of_addresses_only(unlike: Holder) -> None:
     low, high = base + 4 * abi.PAGE_SIZE, base + 9 * abi.PAGE_SIZE
     with bpf.Program(low, high) as program, program.watch(unlike.pid) as watch:
         records, consistent = watch.read_consistent()
-        rows = bpf.parse(unlike.pid, records, consistent).rows
+        rows = bpf_records.parse(unlike.pid, records, consistent).rows
     assert [(row.start - base) >> 12 for row in rows] == [4, 5, 6, 7, 8]
 
 
@@ -336,7 +336,7 @@ class _Named(Btf):
 def test_the_verifier_takes_the_program_of_a_kernel_with_anonymous_names() -> None:
     need_bpf()
     with bpf.Program(btf=_Named(VMLINUX.read_bytes())) as program, program.watch(os.getpid()) as watch:
-        rows = bpf.parse(os.getpid(), watch.read()).rows
+        rows = bpf_records.parse(os.getpid(), watch.read()).rows
     assert {row.name for row in rows} >= {"[heap]", "[stack]", "[vdso]"}
 
 
@@ -357,7 +357,7 @@ def test_names_in_records_belong_to_the_row_before() -> None:
         + record(0x5000, 0x6000, 0x44, 0, 0, bpf_program.KIND_SPECIAL << 8)
         + named(b"[vdso]")
     )
-    rows = bpf.parse(1, records, file_name=lambda *_row: "/memfd:x").rows
+    rows = bpf_records.parse(1, records, file_name=lambda *_row: "/memfd:x").rows
     assert [row.name for row in rows] == ["[anon:buffer pool]", "", "[anon_shmem:ring]", "[vdso]"]
 
 
@@ -369,9 +369,9 @@ def test_btf_that_is_no_btf() -> None:
 
 
 def test_policy_as_numa_maps_writes_it() -> None:
-    assert bpf.policy_text(2, 0, 0b1) == "bind:0"
-    assert bpf.policy_text(3, 1 << 15, 0b1011) == "interleave=static:0-1,3"
-    assert bpf.policy_text(4, 0, 0) == "local"
+    assert bpf_records.policy_text(2, 0, 0b1) == "bind:0"
+    assert bpf_records.policy_text(3, 1 << 15, 0b1011) == "interleave=static:0-1,3"
+    assert bpf_records.policy_text(4, 0, 0) == "local"
 
 
 def test_status_and_limits_of_this_process() -> None:

@@ -758,8 +758,10 @@ def test_ptrace_registers_have_the_kernels_layout() -> None:
 
 
 def test_the_working_threads_own_thread_area_may_be_welded() -> None:
-    """The kernel writes to it behind the thread's back, whenever the thread is preempted."""
+    """The kernel writes to it behind the thread's back, whenever the thread comes to another processor."""
     require_other()
+    processors = sorted(os.sched_getaffinity(0))
+    require(len(processors) > 1, "two processors are needed")
     with Target() as target, standstill.Standstill(target.pid) as still:
         rows = snapshots.take(target.pid).rows
         puppet = Puppet(still, rows)
@@ -776,18 +778,16 @@ def test_the_working_threads_own_thread_area_may_be_welded() -> None:
             def finish(self) -> None:
                 super().finish()
                 steps.extend(self.steps)
+                processors.append(processors.pop(0))
+                os.sched_setaffinity(target.pid, processors[:1])
 
-        hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        try:
-            for _ in range(5):
-                crack_at(target.pid, registration.area & -4096, 1, row)
-                report = remote.weld(target.pid, remote.Options(low=row.start, high=row.end), program=Watched)
-                assert report.closed >= 1
-                assert "leave rseq" in steps
-                assert "join rseq" in steps
-        finally:
-            hog.kill()
-            hog.wait(TIMEOUT)
+        options = remote.Options(low=row.start, high=row.end, verify=True)
+        for _ in range(5):
+            crack_at(target.pid, registration.area & -4096, 1, row)
+            report = remote.weld(target.pid, options, program=Watched)
+            assert report.closed >= 1
+            assert "leave rseq" in steps
+            assert "join rseq" in steps
         with standstill.Standstill(target.pid) as again:
             puppet = Puppet(again, snapshots.take(target.pid).rows)
             assert puppet.rseq == registration

@@ -15,6 +15,7 @@ from vmaweld import abi
 from vmaweld.kernel import pagemap, procfs
 from vmaweld.kernel.errors import ProcessGone
 from vmaweld.kernel.pagemap import Pagemap
+from vmaweld.kernel.ptrace import Rseq
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import plan, residue, seccomp, source, support
 from vmaweld.welding.errors import HalfDone
@@ -216,7 +217,7 @@ class _Weld:
                 return False
             if first:
                 self._workshop.set_up(puppet)
-            before = _digest(self.pid, pages, candidates) if options.verify else b""
+            before = _digest(self.pid, pages, candidates, puppet.rseq) if options.verify else b""
             began = time.monotonic()
             folded = self._run(puppet, snapshot, candidates, retry=False)
             if folded.again:
@@ -229,7 +230,7 @@ class _Weld:
                     part, more = self._pace.share(part, max(options.max_pause, spent))
                 folded = self._run(puppet, snapshot, part, retry=True)
             self._pace.learn(time.monotonic() - began)
-            if options.verify and _digest(self.pid, pages, candidates) != before:
+            if options.verify and _digest(self.pid, pages, candidates, puppet.rseq) != before:
                 raise HalfDone("the contents differ after the weld, which must never happen: please report it")
         self._failed.update(folded.failed)
         report.copied += sum(candidate.shared for candidate in candidates) if options.unshare else 0
@@ -272,13 +273,15 @@ def _count(pid: int) -> int:
     return lines.count(b"\n") - lines.count(b" [vsyscall]\n")
 
 
-def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate]) -> bytes:
+def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate], rseq: Rseq | None) -> bytes:
     """A hash of all pages of `candidates` that hold more than zeroes, and of where they lie.
 
     Holes, zero pages and pages full of zeroes are one and the same here: when the kernel has to split a huge page, it
-    gives those of its pages that hold only zeroes back (6.12).
+    gives those of its pages that hold only zeroes back (6.12). Left out is what the kernel itself writes whenever the
+    thread that does the work comes to another processor: its ``struct rseq``.
     """
     found = hashlib.blake2b()
+    kernels = range(rseq.area, rseq.area + rseq.size) if rseq is not None else range(0)
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for candidate in candidates:
@@ -286,15 +289,22 @@ def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate]) -> b
                 if kind & pagemap.ZERO:
                     continue
                 for chunk in range(start, end, _CHUNK):
-                    data = memoryview(os.pread(fd, min(_CHUNK, end - chunk), chunk))
-                    for at in range(0, len(data), abi.PAGE_SIZE):
-                        page = data[at : at + abi.PAGE_SIZE]
-                        if page != _ZEROES:
-                            found.update(b"%d;" % (chunk + at))
-                            found.update(page)
+                    data = bytearray(os.pread(fd, min(_CHUNK, end - chunk), chunk))
+                    low, high = max(kernels.start, chunk), min(kernels.stop, chunk + len(data))
+                    if low < high:
+                        data[low - chunk : high - chunk] = bytes(high - low)
+                    _add_pages(found, chunk, memoryview(data))
     finally:
         os.close(fd)
     return found.digest()
+
+
+def _add_pages(found: hashlib.blake2b, address: int, data: memoryview) -> None:
+    for at in range(0, len(data), abi.PAGE_SIZE):
+        page = data[at : at + abi.PAGE_SIZE]
+        if page != _ZEROES:
+            found.update(b"%d;" % (address + at))
+            found.update(page)
 
 
 @contextmanager
