@@ -19,6 +19,8 @@ from setuptools import setup
 COMPILED = [
     *(f"src/vmaweld/{name}.py" for name in ("abi", "events", "snapshot", "policy", "seams")),
     *(f"src/vmaweld/study/{name}.py" for name in ("replay", "missed", "timeline", "tally")),
+    *(f"src/vmaweld/kernel/{name}.py" for name in ("bpf_records", "btf")),
+    *(f"src/vmaweld/inspect/{name}.py" for name in ("collect", "kinds", "obstacles", "report")),
     *sorted(path for path in glob("src/vmaweld/model/*.py") if not path.endswith("__init__.py")),
 ]
 # One run of setup.py serves many commands (egg_info, sdist, editable_wheel ...); only these need the extensions.

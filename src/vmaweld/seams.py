@@ -11,7 +11,8 @@ Up to 6.15 the kernel also refused a faulted request beside an unfaulted neighbo
 when the request came from the unfaulted side; such a pair is mergeable here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from vmaweld.abi import (
@@ -182,35 +183,36 @@ def seam_between(index: int, left: Row, right: Row, flags_exact: bool, hidden: b
             mask |= SPECIAL
         if anon_name(left) != anon_name(right):
             mask |= ANON_NAME
-    if left.mempolicy is None or right.mempolicy is None:
+    policy, other_policy = left.mempolicy, right.mempolicy
+    if policy is None or other_policy is None:
         exact = False
-    elif left.mempolicy != right.mempolicy:
+    elif policy != other_policy:
         mask |= MEMPOLICY
-    if left.uffd is None or right.uffd is None:
+    uffd, other_uffd = left.uffd, right.uffd
+    if uffd is None or other_uffd is None:
         # A VMA has a context when and only when it has one of the flags (vma_can_userfault, userfaultfd_set_vm_flags).
         exact = exact and not (left.flags | right.flags) & VM_UFFD_ANY
-    elif left.uffd != right.uffd:
+    elif uffd != other_uffd:
         mask |= USERFAULTFD
 
     # The kernel compares open files, not paths. Offsets say something only where both sides map the same.
-    if left.file_id is None or right.file_id is None:
-        other_file = left.file != right.file
-    else:
-        other_file = left.file_id != right.file_id
-    if other_file:
+    file, other_file = left.file_id, right.file_id
+    pgoff, other_pgoff = left.pgoff, right.pgoff
+    if left.file != right.file if file is None or other_file is None else file != other_file:
         mask |= FILE
-    elif left.pgoff is not None and right.pgoff is not None:
-        if left.pgoff + ((left.end - left.start) >> PAGE_SHIFT) != right.pgoff:
+    elif pgoff is not None and other_pgoff is not None:
+        if pgoff + ((left.end - left.start) >> PAGE_SHIFT) != other_pgoff:
             mask |= FILE_OFFSET if left.file or right.flags & VM_MAYSHARE else PAGE_OFFSET
     else:
         exact = False
 
-    if left.anon_vma is not None and right.anon_vma is not None:
-        if left.anon_vma != right.anon_vma:
-            if left.anon_vma and right.anon_vma:
+    anon_vma, other_anon_vma = left.anon_vma, right.anon_vma
+    if anon_vma is not None and other_anon_vma is not None:
+        if anon_vma != other_anon_vma:
+            if anon_vma and other_anon_vma:
                 mask |= ANON_VMA
             else:
-                chain = left.chain if left.anon_vma else right.chain
+                chain = left.chain if anon_vma else right.chain
                 if chain is None:
                     exact = False
                 elif chain != 1:
@@ -277,14 +279,16 @@ def runs_of_open_seams(found: Sequence[Seam]) -> list[Run]:
     return runs
 
 
-def reason_counts(found: Iterable[Seam]) -> dict[str, int]:
-    """How many seams each reason holds, every name present, in the order of `REASONS`.
+def mask_counts(found: Iterable[Seam]) -> dict[int, int]:
+    """How many seams have each mask: few are ever different."""
+    return Counter([seam.mask for seam in found])
+
+
+def reason_counts(masks: Mapping[int, int]) -> dict[str, int]:
+    """How many seams each reason holds, of `mask_counts`, every name present, in the order of `REASONS`.
 
     A seam with two reasons counts for both, so the sum may exceed the number of seams.
     """
-    masks: dict[int, int] = {}
-    for seam in found:
-        masks[seam.mask] = masks.get(seam.mask, 0) + 1
     counts = dict.fromkeys(REASONS, 0)
     for mask, count in masks.items():
         for name in reason_names(mask):

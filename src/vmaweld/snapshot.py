@@ -62,7 +62,6 @@ class Row:
         start: int,
         end: int,
         flags: int,
-        *,
         pgoff: int | None = None,
         anon_vma: int | None = None,
         file: str = "",

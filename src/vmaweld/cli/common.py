@@ -52,4 +52,4 @@ def _json_lines(value: dict[str, object]) -> str:
 def console(*, stderr: bool = False) -> Console:
     """A rich console that colours and fits to width on a terminal only; a pipe gets 100 columns, no colour."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 100, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, width=None if stream.isatty() else 100, highlight=False, emoji=False)

@@ -1,12 +1,15 @@
 """A report as plain data, for --json. The keys are told in docs/inspect.md and do not change their meaning."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vmaweld.abi import flag_names
-from vmaweld.inspect.census import Census, Counted
 from vmaweld.inspect.kinds import kind_of
 from vmaweld.inspect.report import OpenSeam, Pages, Report
 from vmaweld.snapshot import Row, Snapshot
+
+if TYPE_CHECKING:
+    from vmaweld.inspect.census import Census, Counted
 
 SCHEMA = 1
 """Raised when a key goes away or changes its meaning; new keys may come at any time."""
@@ -115,7 +118,7 @@ def watch_data(report: Report, time: str, growth: float) -> dict[str, object]:
     }
 
 
-def census_data(census: Census, counted: Sequence[Counted]) -> dict[str, object]:
+def census_data(census: "Census", counted: "Sequence[Counted]") -> dict[str, object]:
     """Every process of --all."""
     return {
         "schema": SCHEMA,

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from vmaweld.kernel import procfs, snapshots
 from vmaweld.kernel.errors import KernelError, NotPermitted
-from vmaweld.seams import OPEN_MASK, Seam, reason_counts, seams
+from vmaweld.seams import OPEN_MASK, Seam, mask_counts, reason_counts, seams
 from vmaweld.snapshot import Snapshot
 
 
@@ -25,9 +25,9 @@ class Counted:
         self.uid = uid
         self.vmas = len(snapshot.rows)
         all_seams = list(found)
-        opened = [seam for seam in all_seams if not seam.mask & ~OPEN_MASK]
+        opened = {mask: count for mask, count in mask_counts(all_seams).items() if not mask & ~OPEN_MASK}
         self.seams = len(all_seams)
-        self.open_seams = len(opened)
+        self.open_seams = sum(opened.values())
         self.reasons = {name: count for name, count in reason_counts(opened).items() if count}
         self.exact = snapshot.hidden and snapshot.flags_exact
         self.growth = 0.0

@@ -13,6 +13,7 @@ from vmaweld.snapshot import Row, Snapshot
 
 _NEAR: Final = 16 << 20
 """Runs of open seams nearer to each other than this are looked up in one walk: 60,000 walks would take seconds."""
+_NO_RUN: Final = pagemap.Run(1 << 64, 1 << 64, 0)
 
 
 def inspect_process(pid: int, *, pages: bool = True) -> Report:
@@ -62,20 +63,25 @@ def _clusters(runs: Sequence[Run]) -> list[list[Run]]:
 
 def _add(known: dict[int, Pages], rows: Sequence[Row], populated: Sequence[pagemap.Run]) -> None:
     """Share `populated` out to `rows`, both in order of address."""
-    at = 0
+    alike: dict[tuple[int, int], Pages] = {}
+    runs = iter(populated)
+    start, end, kind = next(runs, _NO_RUN)
     for row in rows:
+        low, high = row.start, row.end
         total = shared = 0
-        while at < len(populated) and populated[at].end <= row.start:
-            at += 1
-        index = at
-        while index < len(populated) and populated[index].start < row.end:
-            start, end, kind = populated[index]
-            index += 1
-            if kind & pagemap.ZERO:
-                continue
-            count = (min(end, row.end) - max(start, row.start)) >> PAGE_SHIFT
-            total += count
-            # Swapped pages move whoever shares them: their offset is rebuilt from the VMA at swap-in.
-            if kind & pagemap.PRESENT and not kind & (pagemap.EXCLUSIVE | pagemap.FILE):
-                shared += count
-        known[row.start] = Pages(total, shared)
+        while end <= low:
+            start, end, kind = next(runs, _NO_RUN)
+        while start < high:
+            if not kind & pagemap.ZERO:
+                count = (min(end, high) - max(start, low)) >> PAGE_SHIFT
+                total += count
+                # Swapped pages move whoever shares them: their offset is rebuilt from the VMA at swap-in.
+                if kind & pagemap.PRESENT and not kind & (pagemap.EXCLUSIVE | pagemap.FILE):
+                    shared += count
+            if end > high:
+                break
+            start, end, kind = next(runs, _NO_RUN)
+        pages = alike.get((total, shared))
+        if pages is None:
+            pages = alike[total, shared] = Pages(total, shared)
+        known[low] = pages

@@ -1,10 +1,11 @@
 """One process's address space, added up: what `vmaweld inspect` shows in whatever form."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.obstacles import OBSTACLES, obstacles, prevents
-from vmaweld.seams import Run, Seam, open_seams, reason_counts, runs_of_open_seams
+from vmaweld.seams import Run, Seam, mask_counts, open_seams, reason_counts, runs_of_open_seams
 from vmaweld.snapshot import Snapshot
 
 
@@ -91,13 +92,15 @@ class Report:
         self.uid = uid
         self.limit = limit
         self.seams = found
-        self.reasons: dict[str, int] = reason_counts(self.seams)
-        self.alone: dict[str, int] = reason_counts(seam for seam in self.seams if not seam.mask & (seam.mask - 1))
+        masks = mask_counts(found)
+        self.reasons: dict[str, int] = reason_counts(masks)
+        self.alone: dict[str, int] = reason_counts({mask: n for mask, n in masks.items() if not mask & (mask - 1)})
         self.runs: Sequence[Run] = runs_of_open_seams(self.seams)
         self.open: Sequence[OpenSeam] = [
             OpenSeam(seam, pages.get(seam.left.start), pages.get(seam.right.start)) for seam in open_seams(self.seams)
         ]
         self.pages_known = bool(pages) or not self.open
+        self._obstacles = Counter([one.obstacles for one in self.open])
         # Tens of thousands of VMAs are of a few sorts: ask once for each sort.
         totals = {kind: KindTotal() for kind in KINDS}
         sorts: dict[tuple[int, str, str], KindTotal] = {}
@@ -125,7 +128,7 @@ class Report:
     @property
     def weldable(self) -> int:
         """Open seams that nothing rules out."""
-        return sum(one.weldable for one in self.open)
+        return sum(count for names, count in self._obstacles.items() if not prevents(names))
 
     @property
     def after_welding(self) -> int:
@@ -135,7 +138,7 @@ class Report:
     def obstacle_counts(self) -> dict[str, int]:
         """How many open seams each obstacle stands at; only those that occur, in the order of `OBSTACLES`."""
         counts = dict.fromkeys(OBSTACLES, 0)
-        for one in self.open:
-            for name in one.obstacles:
-                counts[name] += 1
+        for names, count in self._obstacles.items():
+            for name in names:
+                counts[name] += count
         return {name: count for name, count in counts.items() if count}

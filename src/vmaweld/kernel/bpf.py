@@ -14,16 +14,17 @@ and then given with `consistent` False.
 """
 
 import ctypes
-import gc
+import mmap
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Final
 
 from vmaweld.kernel import bpf_program as program
+from vmaweld.kernel import bpf_records
 from vmaweld.kernel.btf import Btf, BtfError
 from vmaweld.kernel.errors import KernelError, NotPermitted, NotSupported
-from vmaweld.snapshot import AnonVma, Row, Snapshot
+from vmaweld.snapshot import Snapshot
 
 ATTEMPTS: Final = 4
 
@@ -36,19 +37,10 @@ _TRACE_ITER: Final = 28
 _READ_SIZE: Final = 1 << 16  # the kernel hands over at most half of that at a time
 _LOG_SIZE: Final = 1 << 20
 _EPERM, _EACCES, _ENOSYS = 1, 13, 38
+_NAME_TAG: Final = program.NAME_TAG.to_bytes(8, "little")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
-
-_NAME_TAG: Final = program.NAME_TAG.to_bytes(8, "little")
-_KIND_NAMES: Final = ("", "[heap]", "[stack]", "", "")
-_HAS_CLOSE: Final = 1 << 16
-_HAS_POLICY: Final = 1 << 24
-
-FileName = Callable[[int, int, int, int], str]
-
-_MPOL_MODES: Final = ("default", "prefer", "bind", "interleave", "local", "prefer-many", "weighted-interleave")
-_MPOL_FLAGS: Final = ((1 << 15, "static"), (1 << 14, "relative"), (1 << 13, "balancing"))
 
 
 def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
@@ -61,24 +53,6 @@ def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
 
 def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
-
-
-def policy_text(mode: int, flags: int, nodes: int) -> str:
-    """A memory policy as /proc/PID/numa_maps writes it: ``bind:0``, ``prefer=static:0-1``. `nodes` is a bit mask."""
-    text = _MPOL_MODES[mode] if mode < len(_MPOL_MODES) else f"mode-{mode}"
-    names = [name for bit, name in _MPOL_FLAGS if flags & bit]
-    if names:
-        text += "=" + "|".join(names)
-    parts = []
-    node = 0
-    while nodes >> node:
-        if nodes >> node & 1:
-            first = node
-            while nodes >> (node + 1) & 1:
-                node += 1
-            parts.append(str(first) if first == node else f"{first}-{node}")
-        node += 1
-    return text + (":" + ",".join(parts) if parts else "")
 
 
 class Program:
@@ -155,45 +129,58 @@ class Watch:
         except OSError as error:
             raise NotSupported(f"no BPF iterator over one process (Linux 6.1 or later): {error.strerror}") from None
         self._iterate = ctypes.create_string_buffer(struct.pack("<II", self._link, 0), 8)
-        self._buffer = bytearray(2 * _READ_SIZE)
+        # One buffer for all walks, so that a process that reads its own VMAs does not change them while it does.
+        self._buffer = mmap.mmap(-1, 16 * _READ_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def read(self) -> bytes:
         """The records of one walk, as `bpf_program.RECORD`; empty where the process is gone or has no address space."""
-        iterator = _bpf(_ITER_CREATE, self._iterate)
-        # One buffer for all walks, so that a process that reads its own VMAs does not change them while it does.
-        buffer = self._buffer
-        filled = 0
-        last = b""
-        try:
-            while True:
-                if len(buffer) - filled < _READ_SIZE:
-                    buffer += bytes(len(buffer))
-                with memoryview(buffer) as view:
-                    count = os.readv(iterator, [view[filled:]])
-                if not count:
-                    break
-                if count % program.RECORD.size:  # the end mark
-                    filled += count - 8
-                    break
-                # The mark may not have fitted into the kernel's buffer. Then the walk begins again somewhere behind us.
-                first = bytes(buffer[filled : filled + 8])[::-1]
-                if first <= last:
-                    break
-                last = first
-                filled += count
-        finally:
-            os.close(iterator)
-        return bytes(buffer[:filled])
+        return self._buffer[: max((end for _start, end in self._walk(keep=True)), default=0)]
 
     def read_consistent(self) -> tuple[bytes, bool]:
         """(records, whether nothing changed while they were read)."""
-        before = self.read()
+        records = self.read()
         for _attempt in range(ATTEMPTS):
-            after = self.read()
-            if before == after and _one_sequence(after):
-                return after, True
-            before = after
-        return before, False
+            if _one_sequence(records) and self._shows(records):
+                return records, True
+            records = self.read()
+        return records, False
+
+    def _shows(self, records: bytes) -> bool:
+        """Whether another walk gives the same."""
+        at = 0
+        for start, end in self._walk(keep=False):
+            piece = self._buffer[start:end]
+            if piece != records[at : at + len(piece)]:
+                return False
+            at += len(piece)
+        return at == len(records)
+
+    def _walk(self, *, keep: bool) -> Iterator[tuple[int, int]]:
+        """The pieces of one walk: where each begins and ends in the buffer. keep: one after the other, not in place."""
+        iterator = _bpf(_ITER_CREATE, self._iterate)
+        at = 0
+        last = b""
+        try:
+            while True:
+                if len(self._buffer) - at < _READ_SIZE:
+                    self._buffer.resize(2 * len(self._buffer))
+                with memoryview(self._buffer) as view, view[at : at + _READ_SIZE] as piece:
+                    count = os.readv(iterator, [piece])
+                if not count:
+                    break
+                if count % program.RECORD.size:  # the end mark
+                    yield at, at + count - 8
+                    break
+                # The mark may not have fitted into the kernel's buffer. Then the walk begins again somewhere behind us.
+                first = self._buffer[at : at + 8][::-1]
+                if first <= last:
+                    break
+                last = first
+                yield at, at + count
+                if keep:
+                    at += count
+        finally:
+            os.close(iterator)
 
     def read_quickly(self) -> tuple[bytes, bool]:
         """As `read_consistent`, but a single walk will do where ``mm_lock_seq`` tells that it met no change.
@@ -211,6 +198,7 @@ class Watch:
         if self._link >= 0:
             os.close(self._link)
             self._link = -1
+            self._buffer.close()
 
     def __enter__(self) -> "Watch":
         return self
@@ -234,80 +222,6 @@ def _tells_sequence(records: bytes) -> bool:
     return any(records[8 * program.SEQUENCE + 4 : 8 * program.SEQUENCE + 8])
 
 
-def parse(pid: int, records: bytes, consistent: bool = True, *, file_name: FileName | None = None) -> Snapshot:
-    """The records of a `Watch` as a Snapshot.
-
-    file_name: names the file of the first row that maps it, from (start, end, device, inode); where there is none,
-        /proc/PID/map_files is asked. The device is the kernel's number: major << 20 | minor.
-    """
-    collecting = gc.isenabled()
-    gc.disable()  # 60,000 rows are no garbage, but would set off several full collections
-    try:
-        return _parse(pid, records, consistent, file_name or (lambda *row: _path(pid, *row)))
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _parse(pid: int, records: bytes, consistent: bool, file_name: FileName) -> Snapshot:
-    rows: list[Row] = []
-    anon_vmas: dict[int, AnonVma] = {}
-    paths: dict[int, str] = {0: ""}
-    names = _KIND_NAMES
-    # fmt: off
-    for (start, end, flags, pgoff, anon_vma, bits, file_id, inode, device, uffd, nodes,
-         root, parent, children, active, _mm, _sequence) in program.RECORD.iter_unpack(records):
-        # fmt: on
-        if start == program.NAME_TAG:
-            continue  # read below: names are rare, and this loop is what a snapshot costs
-        if anon_vma and anon_vma not in anon_vmas:
-            anon_vmas[anon_vma] = AnonVma(root, parent, children, active)
-        path = paths.get(file_id)
-        if path is None:
-            path = paths[file_id] = file_name(start, end, device, inode)
-        rows.append(
-            Row(
-                start,
-                end,
-                flags,
-                pgoff=pgoff,
-                anon_vma=anon_vma,
-                file=path,
-                name=names[bits >> 8 & 0xFF],
-                mempolicy=policy_text(bits >> 32 & 0xFFFF, bits >> 48, nodes) if bits & _HAS_POLICY else "",
-                uffd=uffd,
-                chain=bits & 0xFF,
-                file_id=file_id,
-                close=bits & _HAS_CLOSE != 0,
-            )
-        )
-    if len(rows) * program.RECORD.size != len(records):
-        _set_names(rows, records)
-    return Snapshot(pid, rows, source="bpf", flags_exact=True, hidden=True, consistent=consistent, anon_vmas=anon_vmas)
-
-
-def _set_names(rows: list[Row], records: bytes) -> None:
-    """Give each row the name that a name record after its own tells."""
-    row = -1
-    for at in range(0, len(records), program.RECORD.size):
-        if records[at : at + 8] != _NAME_TAG:
-            row += 1
-            continue
-        name = records[at + 8 : at + program.RECORD.size].partition(b"\0")[0].decode(errors="surrogateescape")
-        if name.startswith("["):
-            rows[row].name = name
-        elif name:
-            rows[row].name = f"[anon_shmem:{name}]" if rows[row].file else f"[anon:{name}]"
-
-
-def _path(pid: int, start: int, end: int, device: int, inode: int) -> str:
-    """The path of a mapped file; ``inode:MAJOR:MINOR:NUMBER`` where the mapping is gone before it could be asked."""
-    try:
-        return os.readlink(f"/proc/{pid}/map_files/{start:x}-{end:x}")
-    except OSError:
-        return f"inode:{device >> 20:x}:{device & 0xFFFFF:x}:{inode}"
-
-
 _loaded: Program | None = None
 _refused: dict[int, str] = {}  # by user: finding out anew costs reading all of the kernel's BTF
 
@@ -327,7 +241,7 @@ def take(pid: int) -> Snapshot:
     """
     with loaded().watch(pid) as watch:
         records, consistent = watch.read_consistent()
-    return parse(pid, records, consistent)
+    return bpf_records.parse(pid, records, consistent)
 
 
 def available() -> tuple[bool, str]:

@@ -6,6 +6,7 @@ offset of a member, through anonymous structs and unions and dotted paths.
 """
 
 import struct
+from bisect import bisect_left
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,15 @@ _WORDS_PER_MEMBER: Final = {4: 3, 5: 3, 6: 2, 13: 2, 15: 3, 19: 3}
 
 class BtfError(Exception):
     """The kernel's type information is missing, or not in a form this reader knows."""
+
+
+class _Sizes(dict[int, int]):
+    """The words of a type, by its info word: a kernel has some hundred different ones."""
+
+    def __missing__(self, info: int) -> int:
+        kind = info >> 24 & 31
+        self[info] = 3 + _FIXED_WORDS.get(kind, 0) + _WORDS_PER_MEMBER.get(kind, 0) * (info & 0xFFFF)
+        return self[info]
 
 
 class Btf:
@@ -44,13 +54,14 @@ class Btf:
             raise BtfError("the kernel's type information is cut short") from None
         if magic != _MAGIC:
             raise BtfError("the kernel's type information is not BTF")
-        types = data[header + type_off : header + type_off + type_len]
+        self._types = data[header + type_off : header + type_off + type_len]
         self._strings = data[header + str_off : header + str_off + str_len]
-        self._words = memoryview(types).cast("I")
         self._names: dict[str, int] = {}
-        self._structs: dict[int, int] = {}
-        self._functions: dict[int, int] = {}
-        self._position = self._walk()
+        try:
+            self._words = memoryview(self._types).cast("I")
+            self._position = self._walk()
+        except (IndexError, TypeError):
+            raise BtfError("the kernel's type information is cut short") from None
 
     @classmethod
     def running_kernel(cls) -> "Btf":
@@ -61,26 +72,35 @@ class Btf:
             raise BtfError(f"cannot read {VMLINUX}: {error.strerror}") from None
 
     def _walk(self) -> list[int]:
-        """The position (in words) of every type by id, noting structs and functions by name on the way."""
+        """The position (in words) of every type by id. There are over 100,000, so this is all that is done to each."""
         words = self._words
-        size = [3] * 32
-        for kind, extra in _FIXED_WORDS.items():
-            size[kind] = 3 + extra
-        per_member = [_WORDS_PER_MEMBER.get(kind, 0) for kind in range(32)]
-        position = [0]  # id 0 is void
-        structs, functions = self._structs, self._functions
+        size = _Sizes()
+        position = [-1]  # id 0 is void
         append = position.append
         at, end = 0, len(words)
         while at < end:
-            info = words[at + 1]
-            kind = info >> 24 & 31
-            if kind == _FUNC:
-                functions.setdefault(words[at], len(position))
-            elif kind == _STRUCT:
-                structs.setdefault(words[at], len(position))
             append(at)
-            at += size[kind] + per_member[kind] * (info & 0xFFFF)
+            at += size[words[at + 1]]
         return position
+
+    def _find(self, kind: int, name: str) -> int | None:
+        """The id of the first type of that kind and name: the only ones looked at are those where its name occurs."""
+        offset = self._name(name)
+        if offset < 0:
+            return None
+        wanted = struct.pack("<I", offset)
+        at = self._types.find(wanted)
+        while at >= 0:
+            if not at % 4:
+                type_id = bisect_left(self._position, at // 4)
+                if (
+                    type_id < len(self._position)
+                    and self._position[type_id] == at // 4
+                    and self._words[at // 4 + 1] >> 24 & 31 == kind
+                ):
+                    return type_id
+            at = self._types.find(wanted, at + 1)
+        return None
 
     def _name(self, name: str) -> int:
         """Offset of `name` in the string section, -1 where no type or member is called so."""
@@ -91,11 +111,11 @@ class Btf:
 
     def function_id(self, name: str) -> int | None:
         """The type id of kernel function `name`, or None."""
-        return self._functions.get(self._name(name))
+        return self._find(_FUNC, name)
 
     def offset(self, struct_name: str, path: str) -> int | None:
         """Offset in bytes of member `path` ("a" or "a.b") of ``struct struct_name``; None where there is none."""
-        type_id = self._structs.get(self._name(struct_name))
+        type_id = self._find(_STRUCT, struct_name)
         total = 0
         for part in path.split("."):
             if type_id is None:

@@ -50,7 +50,7 @@ from vmaweld.abi import (
     page_align_up,
 )
 from vmaweld.events import Event
-from vmaweld.kernel import bpf, procfs, syscalls
+from vmaweld.kernel import bpf, bpf_records, procfs, syscalls
 from vmaweld.kernel import executor_child as child
 from vmaweld.kernel.errors import KernelError
 from vmaweld.snapshot import Row, Snapshot
@@ -575,7 +575,7 @@ class Executor:
         if self._program is not None:
             process = self._processes.get(pid)
             real = process.pid if process else 0
-            return bpf.parse(pid, shown, file_name=lambda *row: self._file_name(real, *row))
+            return bpf_records.parse(pid, shown, file_name=lambda *row: self._file_name(real, *row))
         if b"\nVmFlags:" in shown:
             headers = b"\n".join(line for line in shown.split(b"\n") if b"-" in line.split(b" ", 1)[0])
             rows = procfs.parse_maps(headers)

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator
 from types import TracebackType
 
-from vmaweld.kernel import bpf, bpf_program, procfs, snapshots
+from vmaweld.kernel import bpf, bpf_program, bpf_records, procfs, snapshots
 from vmaweld.kernel.errors import KernelError, NotSupported
 from vmaweld.snapshot import Snapshot
 
@@ -48,7 +48,7 @@ class Source:
         essence = words.tobytes()
         if self._last is not None and self._last[0] == essence:
             return self._last[1]
-        snapshot = bpf.parse(self.pid, records, consistent)
+        snapshot = bpf_records.parse(self.pid, records, consistent)
         self._last = essence, snapshot
         return snapshot
 

@@ -1,0 +1,130 @@
+"""The records of the BPF iterator as rows: the other end of `bpf_program`.
+
+A module of its own, so that it can be compiled: a snapshot of 60,000 VMAs is 60,000 times through one loop.
+"""
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from vmaweld.kernel.bpf_program import ACTIVE, ANON_VMA, NAME_TAG, RECORD, ROOT, START
+from vmaweld.snapshot import AnonVma, Row, Snapshot
+
+_NAME_TAG: Final = NAME_TAG.to_bytes(8, "little")
+_KIND_NAMES: Final = ("", "[heap]", "[stack]", "", "")
+_HAS_CLOSE: Final = 1 << 16
+_HAS_POLICY: Final = 1 << 24
+
+FileName = Callable[[int, int, int, int], str]
+
+_MPOL_MODES: Final = ("default", "prefer", "bind", "interleave", "local", "prefer-many", "weighted-interleave")
+_MPOL_FLAGS: Final = ((1 << 15, "static"), (1 << 14, "relative"), (1 << 13, "balancing"))
+
+
+def policy_text(mode: int, flags: int, nodes: int) -> str:
+    """A memory policy as /proc/PID/numa_maps writes it: ``bind:0``, ``prefer=static:0-1``. `nodes` is a bit mask."""
+    text = _MPOL_MODES[mode] if mode < len(_MPOL_MODES) else f"mode-{mode}"
+    names = [name for bit, name in _MPOL_FLAGS if flags & bit]
+    if names:
+        text += "=" + "|".join(names)
+    parts = []
+    node = 0
+    while nodes >> node:
+        if nodes >> node & 1:
+            first = node
+            while nodes >> (node + 1) & 1:
+                node += 1
+            parts.append(str(first) if first == node else f"{first}-{node}")
+        node += 1
+    return text + (":" + ",".join(parts) if parts else "")
+
+
+def parse(pid: int, records: bytes, consistent: bool = True, *, file_name: FileName | None = None) -> Snapshot:
+    """The records of a `bpf.Watch` as a Snapshot.
+
+    file_name: names the file of the first row that maps it, from (start, end, device, inode); where there is none,
+        /proc/PID/map_files is asked. The device is the kernel's number: major << 20 | minor.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # 60,000 rows are no garbage, but would set off several full collections
+    try:
+        return _parse(pid, records, consistent, file_name)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _parse(pid: int, records: bytes, consistent: bool, file_name: FileName | None) -> Snapshot:
+    rows: list[Row] = []
+    paths: dict[int, str] = {0: ""}
+    names = _KIND_NAMES
+    # fmt: off
+    for (start, end, flags, pgoff, anon_vma, bits, file_id, inode, device, uffd, nodes,
+         _root, _parent, _children, _active, _mm, _sequence) in RECORD.iter_unpack(records):
+        # fmt: on
+        if start == NAME_TAG:
+            continue  # read below: names are rare, and this loop is what a snapshot costs
+        path = paths.get(file_id)
+        if path is None:
+            ask = (start, end, device, inode)
+            path = paths[file_id] = file_name(*ask) if file_name is not None else _path(pid, *ask)
+        mempolicy = policy_text(bits >> 32 & 0xFFFF, bits >> 48, nodes) if bits & _HAS_POLICY else ""
+        # fmt: off
+        rows.append(Row(  # by position: naming twelve arguments takes as long as all the rest
+            start, end, flags, pgoff, anon_vma, path, names[bits >> 8 & 0xFF], mempolicy, uffd, bits & 0xFF, file_id,
+            bits & _HAS_CLOSE != 0,
+        ))
+        # fmt: on
+    if len(rows) * RECORD.size != len(records):
+        _set_names(rows, records)
+    anon_vmas = _AnonVmas(records)
+    return Snapshot(pid, rows, source="bpf", flags_exact=True, hidden=True, consistent=consistent, anon_vmas=anon_vmas)
+
+
+class _AnonVmas(Mapping[int, AnonVma]):
+    """`Snapshot.anon_vmas`, read from the records when it is first asked for: few ask, and it may be 30,000."""
+
+    def __init__(self, records: bytes) -> None:
+        self._records = records
+        self._found: dict[int, AnonVma] | None = None
+
+    def _read(self) -> dict[int, AnonVma]:
+        if self._found is None:
+            self._found = {}
+            for words in RECORD.iter_unpack(self._records):
+                if words[ANON_VMA] and words[START] != NAME_TAG:
+                    self._found[words[ANON_VMA]] = AnonVma(*words[ROOT : ACTIVE + 1])
+            self._records = b""
+        return self._found
+
+    def __getitem__(self, anon_vma: int) -> AnonVma:
+        return self._read()[anon_vma]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+
+def _set_names(rows: list[Row], records: bytes) -> None:
+    """Give each row the name that a name record after its own tells."""
+    row = -1
+    for at in range(0, len(records), RECORD.size):
+        if records[at : at + 8] != _NAME_TAG:
+            row += 1
+            continue
+        name = records[at + 8 : at + RECORD.size].partition(b"\0")[0].decode(errors="surrogateescape")
+        if name.startswith("["):
+            rows[row].name = name
+        elif name:
+            rows[row].name = f"[anon_shmem:{name}]" if rows[row].file else f"[anon:{name}]"
+
+
+def _path(pid: int, start: int, end: int, device: int, inode: int) -> str:
+    """The path of a mapped file; ``inode:MAJOR:MINOR:NUMBER`` where the mapping is gone before it could be asked."""
+    try:
+        return os.readlink(f"/proc/{pid}/map_files/{start:x}-{end:x}")
+    except OSError:
+        return f"inode:{device >> 20:x}:{device & 0xFFFFF:x}:{inode}"
