@@ -112,6 +112,11 @@ verify-long: $(READY)  ## A million random events on the model and on the runnin
 verify-guests: $(READY)  ## 50,000 random events each on Debian kernels in virtual machines
 	for kernel in 5.10 6.1 6.12 7.2; do $(BIN)/vmaweld verify --guest $$kernel --events 50000 || exit; done
 
+.PHONY: weld-guests
+weld-guests: $(READY)  ## 1,000 random welds each on Debian kernels in virtual machines
+	$(BIN)/python -m tests.weld_random --guest 6.12 --count 1000 --other 4
+	$(BIN)/python -m tests.weld_random --guest 7.2 --count 1000 --other 4
+
 .PHONY: mutations
 mutations: $(READY)  ## Negate each rule of the merge in turn: does a test notice?
 	$(BIN)/python tests/mutations.py

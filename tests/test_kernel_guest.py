@@ -3,12 +3,11 @@
 import hashlib
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import require
+from conftest import require_guest
 
 from vmaweld.kernel import guest, guest_image
 from vmaweld.kernel.guest import Guest, GuestError
@@ -29,15 +28,9 @@ sys.exit(7)
 """
 
 
-def need_guest() -> None:
-    """The image is fetched in CI only: elsewhere a test must not load 70 MB unasked."""
-    works, reason = guest.available(VERSION)
-    require(works or bool(os.environ.get("CI") and shutil.which("qemu-system-x86_64")), reason)
-
-
 @pytest.mark.live
 def test_a_command_runs_under_another_kernel(tmp_path: Path) -> None:
-    need_guest()
+    require_guest(VERSION)
     booted = Guest(VERSION)
     heard: list[str] = []
     finished = booted.run(
@@ -61,7 +54,7 @@ def test_a_command_runs_under_another_kernel(tmp_path: Path) -> None:
 
 @pytest.mark.live
 def test_the_hosts_files_stay_as_they_are(tmp_path: Path) -> None:
-    need_guest()
+    require_guest(VERSION)
     mark = tmp_path / "mark"
     mark.write_text("host")
     script = f"echo guest > {mark}; cat {mark}; kill -9 $$"
@@ -73,14 +66,14 @@ def test_the_hosts_files_stay_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.live
 def test_a_guest_that_takes_too_long_is_ended() -> None:
-    need_guest()
+    require_guest(VERSION)
     with pytest.raises(GuestError, match="did not end within 1 s"):
         Guest(VERSION).run(["true"], timeout=1)
 
 
 @pytest.mark.live
 def test_a_command_that_is_not_there() -> None:
-    need_guest()
+    require_guest(VERSION)
     finished = Guest(VERSION).run(["/no/such/program"], timeout=240)
     assert finished.status == 127
     assert "No such file" in finished.stderr

@@ -4,19 +4,17 @@ import copy
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
 import pytest
-from conftest import require
+from conftest import require, require_guest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmaweld.events import Event
-from vmaweld.kernel import guest
 from vmaweld.kernel.errors import KernelError
 from vmaweld.policy import KERNELS, parse_policy
 from vmaweld.snapshot import Row, Snapshot
@@ -230,8 +228,7 @@ def test_the_command(bench: Bench) -> None:
 def test_another_kernel_agrees_with_its_own_policy() -> None:
     """One guest, from the cache when it is there; all of them are in `make verify-guests`."""
     version = "6.1"
-    works, reason = guest.available(version)
-    require(works or bool(os.environ.get("CI") and shutil.which("qemu-system-x86_64")), reason)
+    require_guest(version)
     answer = vmaweld("verify", "--guest", version, "--events", "1200", "--seed", "9", "--json")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     told = json.loads(answer.stdout)

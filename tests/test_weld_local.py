@@ -1,6 +1,7 @@
 """Welding the memory of this process: what becomes of all kinds of memory, of failures, and of the caller's bytes."""
 
 import ctypes
+import errno
 import mmap
 import os
 import resource
@@ -23,8 +24,8 @@ from vmaweld.kernel import procfs, snapshots, syscalls
 from vmaweld.kernel.errors import KernelError
 from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.seams import runs_of_open_seams, seams
-from vmaweld.welding import WeldError, plan, support
-from vmaweld.welding.program import Program
+from vmaweld.welding import WeldError, local, plan, support
+from vmaweld.welding.program import Outcome, Program
 
 pytestmark = pytest.mark.live
 
@@ -476,6 +477,29 @@ def test_mremap_merges_with_its_neighbours(left: bool, right: bool, must_merge: 
     assert vmas(PID, start, start + 10 * PAGE) == 3 - left - right
     assert ctypes.string_at(start, 10 * PAGE) == b"\3" * (3 * PAGE) + b"\t" * size + b"\3" * (3 * PAGE)
     assert vmas(PID, buffer, buffer + size) == 0
+    syscalls.munmap(start, 10 * PAGE)
+
+
+def test_mremap_looks_again_when_a_neighbour_has_changed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_own()
+    hole, size, start = _neighbours(left=True, right=False)
+    buffer = _buffer(4)
+    original = local.run
+    outcomes: list[Outcome] = []
+
+    def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
+        if not outcomes:  # the neighbour is not what it was when the weld was planned
+            syscalls.mprotect(start, PAGE, abi.PROT_READ)
+        found = original(program)
+        syscalls.mprotect(start, PAGE, RW)
+        outcomes.extend(found[1])
+        return found
+
+    monkeypatch.setattr(local, "run", run)
+    assert vmaweld.mremap(buffer, size, size, new_address=hole, must_merge=True) == hole
+    assert [(outcome.step, outcome.error) for outcome in outcomes] == [("take", errno.EFAULT), ("", 0)]
+    assert vmas(PID, start, hole + size) == 1
+    assert ctypes.string_at(start, 7 * PAGE) == b"\3" * (3 * PAGE) + b"\t" * size
     syscalls.munmap(start, 10 * PAGE)
 
 

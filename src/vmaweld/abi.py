@@ -147,9 +147,14 @@ EXECUTE_ONLY_PKEY: Final = 1
 """The protection key that Linux takes for memory that may only be executed, where the program has taken none."""
 VM_SHADOW_STACK: Final = 1 << 37
 VM_DROPPABLE: Final = 1 << 40  # 6.11
-VM_UFFD_MINOR: Final = 1 << 41  # bit 37 until 6.5, bit 38 until 6.14
+VM_UFFD_MINOR: Final = 1 << 41
 VM_SEALED: Final = 1 << 42
-VM_SEALED_UNTIL_6_15: Final = 1 << 63
+EARLIER_BITS: Final = (
+    ((5, 13), (6, 5), 1 << 37, VM_UFFD_MINOR),
+    ((6, 6), (6, 14), 1 << 38, VM_UFFD_MINOR),
+    ((6, 10), (6, 15), 1 << 63, VM_SEALED),
+)
+"""Flags that lay elsewhere: (first release, last release, the bit there, the bit today)."""
 
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
 VM_SPECIAL: Final = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
@@ -194,7 +199,6 @@ VM_FLAG_NAMES: Final[dict[int, str]] = {
     VM_DROPPABLE: "droppable",
     VM_UFFD_MINOR: "uffd-minor",
     VM_SEALED: "sealed",
-    VM_SEALED_UNTIL_6_15: "sealed",
 }
 """A short name for every flag, after the madvise(2) or mmap(2) word where there is one."""
 

@@ -131,6 +131,9 @@ class Watch:
         self._iterate = ctypes.create_string_buffer(struct.pack("<II", self._link, 0), 8)
         # One buffer for all walks, so that a process that reads its own VMAs does not change them while it does.
         self._buffer = mmap.mmap(-1, 16 * _READ_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # In that process the buffer is itself a VMA, and soon gone: by this flag, which no anonymous memory has, it is
+        # never taken for something to weld to.
+        self._buffer.madvise(mmap.MADV_RANDOM)
 
     def read(self) -> bytes:
         """The records of one walk, as `bpf_program.RECORD`; empty where the process is gone or has no address space."""

@@ -5,9 +5,11 @@ A module of its own, so that it can be compiled: a snapshot of 60,000 VMAs is 60
 
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from vmaweld.abi import EARLIER_BITS
 from vmaweld.kernel.bpf_program import ACTIVE, ANON_VMA, NAME_TAG, RECORD, ROOT, START
 from vmaweld.snapshot import AnonVma, Row, Snapshot
 
@@ -15,6 +17,10 @@ _NAME_TAG: Final = NAME_TAG.to_bytes(8, "little")
 _KIND_NAMES: Final = ("", "[heap]", "[stack]", "", "")
 _HAS_CLOSE: Final = 1 << 16
 _HAS_POLICY: Final = 1 << 24
+
+_RELEASE: Final = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+_MOVED: Final = tuple((old, new) for first, last, old, new in EARLIER_BITS if first <= _RELEASE <= last)
+_MOVED_MASK: Final = sum(old for old, _ in _MOVED)
 
 FileName = Callable[[int, int, int, int], str]
 
@@ -65,6 +71,8 @@ def _parse(pid: int, records: bytes, consistent: bool, file_name: FileName | Non
         # fmt: on
         if start == NAME_TAG:
             continue  # read below: names are rare, and this loop is what a snapshot costs
+        if flags & _MOVED_MASK:
+            flags = _flags_today(flags)
         path = paths.get(file_id)
         if path is None:
             ask = (start, end, device, inode)
@@ -80,6 +88,13 @@ def _parse(pid: int, records: bytes, consistent: bool, file_name: FileName | Non
         _set_names(rows, records)
     anon_vmas = _AnonVmas(records)
     return Snapshot(pid, rows, source="bpf", flags_exact=True, hidden=True, consistent=consistent, anon_vmas=anon_vmas)
+
+
+def _flags_today(flags: int) -> int:
+    for old, new in _MOVED:
+        if flags & old:
+            flags = flags & ~old | new
+    return flags
 
 
 class _AnonVmas(Mapping[int, AnonVma]):

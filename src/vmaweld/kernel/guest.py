@@ -35,6 +35,8 @@ OUTPUT: Final = "/run/vmaweld"
 """The guest's directory whose files are brought back."""
 
 _QEMU: Final = "qemu-system-x86_64"
+# The console is read only when the guest fails; mitigations cost a third of a TCG guest's speed.
+_KERNEL_OPTIONS: Final = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on LC_ALL=C.UTF-8"
 _POLL: Final = 0.2
 
 # Names of all libraries that this Python has loaded, as they were asked for, and of the modules it has imported.
@@ -78,17 +80,25 @@ class Guest:
     """A kernel to run commands under.
 
     version: "5.10", "6.1", "6.12", "7.2" or whatever else the Debian archive holds; the newest image of it is used.
-    memory: MiB. progress: told in a line what takes time. Raises GuestError where QEMU or the image cannot be had.
+    memory: MiB. options: more for the kernel's command line. progress: told in a line what takes time.
+    Raises GuestError where QEMU or the image cannot be had.
     """
 
     def __init__(
-        self, version: str, *, memory: int = 2048, cpus: int = 1, progress: Callable[[str], None] = lambda line: None
+        self,
+        version: str,
+        *,
+        memory: int = 2048,
+        cpus: int = 1,
+        options: str = "",
+        progress: Callable[[str], None] = lambda line: None,
     ) -> None:
         if shutil.which(_QEMU) is None:
             raise GuestError(f"no {_QEMU}: install qemu-system-x86")
         self.version = version
         self._memory = memory
         self._cpus = cpus
+        self._options = options
         self._progress = progress
         self._image: Image = fetch(version, progress)
 
@@ -150,8 +160,7 @@ class Guest:
             *("-machine", "q35,accel=tcg", "-cpu", "max", "-m", str(self._memory), "-smp", str(self._cpus)),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"),
             *("-kernel", str(self._image.kernel), "-initrd", str(ramdisk)),
-            # The console is read only when the guest fails; mitigations cost a third of a TCG guest's speed.
-            *("-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on LC_ALL=C.UTF-8"),
+            *("-append", f"{_KERNEL_OPTIONS} {self._options}"),
             *("-virtfs", f"local,path=/,mount_tag=host,readonly=on,{share}"),
             *("-virtfs", f"local,path={shared},mount_tag=out,{share}"),
         ]

@@ -4,8 +4,6 @@ from vmaweld.abi import (
     VM_EXEC,
     VM_MAYSHARE,
     VM_READ,
-    VM_SEALED,
-    VM_SEALED_UNTIL_6_15,
     VM_SOFTDIRTY,
     VM_WRITE,
     flag_names,
@@ -67,13 +65,10 @@ def _range(row: Row) -> str:
 
 def _row_difference(ours: Row, theirs: Row, flags_exact: bool) -> str | None:
     mask = ~VM_SOFTDIRTY if flags_exact else _VISIBLE_FLAGS
-    real = theirs.flags
-    if real & VM_SEALED_UNTIL_6_15:
-        real = real & ~VM_SEALED_UNTIL_6_15 | VM_SEALED
-    changed = (ours.flags ^ real) & mask
+    changed = (ours.flags ^ theirs.flags) & mask
     if changed:
         only_ours = flag_names(ours.flags & changed)
-        only_theirs = flag_names(real & changed)
+        only_theirs = flag_names(theirs.flags & changed)
         return f"flags: only the model has {only_ours}, only the kernel {only_theirs}"
     if theirs.pgoff is not None and ours.pgoff != theirs.pgoff:
         return f"page offset {ours.pgoff:#x} in the model, {theirs.pgoff:#x} in the kernel"

@@ -161,13 +161,20 @@ def _plain(address: int, old_size: int, new_size: int, new_address: int | None) 
 
 def _merge(start: int, size: int) -> str:
     """Close the open seams of ``[start, start + size)``, its ends included; why one stays, "" if none does."""
-    snapshot = source.take(os.getpid())
     end = start + size
-    near = [row for row in snapshot.rows if row.start <= end and row.end >= start]
-    if len(near) < 2:
-        return ""
-    report = _weld(snapshot, near[0].start, near[-1].end, unshare=False)
-    return next((left.reason for left in report.left if left.end >= start and left.start <= end), "")
+    reason = ""
+    # Twice, for a neighbour may be the C library's or Python's own memory, which their allocators may have grown or
+    # given back between the look at it and the weld.
+    for _attempt in range(2):
+        snapshot = source.take(os.getpid())
+        near = [row for row in snapshot.rows if row.start <= end and row.end >= start]
+        if len(near) < 2:
+            return ""
+        report = _weld(snapshot, near[0].start, near[-1].end, unshare=False)
+        reason = next((left.reason for left in report.left if left.end >= start and left.start <= end), "")
+        if not reason:
+            break
+    return reason
 
 
 def _move_and_merge(address: int, old_size: int, new_size: int, new_address: int | None) -> int:

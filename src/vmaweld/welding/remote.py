@@ -1,5 +1,6 @@
 """Welding the memory of another process: every thread stops, one of them works, all go on."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -18,7 +19,7 @@ from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.kernel.ptrace import Rseq
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import plan, residue, seccomp, source, support
-from vmaweld.welding.errors import HalfDone
+from vmaweld.welding.errors import HalfDone, Refused
 from vmaweld.welding.folding import Folded, fold
 from vmaweld.welding.pace import Pace
 from vmaweld.welding.program import Outcome, Program
@@ -289,7 +290,7 @@ def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate], rseq
                 if kind & pagemap.ZERO:
                     continue
                 for chunk in range(start, end, _CHUNK):
-                    data = bytearray(os.pread(fd, min(_CHUNK, end - chunk), chunk))
+                    data = bytearray(_read(fd, min(_CHUNK, end - chunk), chunk))
                     low, high = max(kernels.start, chunk), min(kernels.stop, chunk + len(data))
                     if low < high:
                         data[low - chunk : high - chunk] = bytes(high - low)
@@ -297,6 +298,18 @@ def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate], rseq
     finally:
         os.close(fd)
     return found.digest()
+
+
+def _read(fd: int, length: int, address: int) -> bytes:
+    try:
+        return os.pread(fd, length, address)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Refused(
+            f"--verify cannot read the memory at {address:x}, which has no read access: this kernel does not let even "
+            "a tracer (proc_mem.force_override, Linux 6.12): weld without --verify, or leave it out with --range"
+        ) from None
 
 
 def _add_pages(found: hashlib.blake2b, address: int, data: memoryview) -> None:
