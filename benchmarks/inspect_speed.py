@@ -2,8 +2,9 @@
 
     python benchmarks/inspect_speed.py [--rounds N]
 
-Every round runs each contender once, one after the other, each a whole program from start to end with its output
-thrown away; the table gives medians and what each takes for one of inspect's. Run as root for the exact answer.
+Every round runs each contender once, one after the other, each a whole program from start to end with its output read
+and thrown away; the table gives medians and what each takes for one of inspect's. After `make compiled` the compiled
+build takes part too. Run as root for the exact answer.
 """
 
 import argparse
@@ -14,8 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 TARGET = Path(__file__).parent.parent / "tests" / "inspect_target.py"
+COMPILED = Path(__file__).parent.parent / "build" / "compiled"
 VMAWELD = str(Path(sys.executable).with_name("vmaweld"))
 PSUTIL = "import psutil, sys; print(len(psutil.Process(int(sys.argv[1])).memory_maps(grouped=False)))"
 LIBRARY = (
@@ -25,34 +28,52 @@ LIBRARY = (
 )
 
 
-def contenders(pid: int) -> dict[str, list[str]]:
-    """Commands by name; inspect first."""
-    return {
-        "vmaweld inspect": [VMAWELD, "inspect", str(pid)],
-        "vmaweld inspect --json": [VMAWELD, "inspect", str(pid), "--json"],
-        "pmap -X": ["pmap", "-X", str(pid)],
-        "psutil memory_maps": [sys.executable, "-c", PSUTIL, str(pid)],
+class Contender(NamedTuple):
+    """command: to be run. source: what goes before all else on Python's path. tells: it prints its seconds itself."""
+
+    command: list[str]
+    source: str = ""
+    tells: bool = False
+
+
+def contenders(pid: int) -> dict[str, Contender]:
+    """By name; the command that users type first."""
+    inspect = [VMAWELD, "inspect", str(pid)]
+    library = [sys.executable, "-c", LIBRARY, str(pid)]
+    found = {
+        "vmaweld inspect": Contender(inspect),
+        "vmaweld inspect --json": Contender([*inspect, "--json"]),
+        "inspect_process() alone": Contender(library, tells=True),
+    }
+    if (COMPILED / "ready").exists():
+        compiled = str(COMPILED)
+        found |= {
+            "compiled: vmaweld inspect": Contender(inspect, compiled),
+            "compiled: --json": Contender([*inspect, "--json"], compiled),
+            "compiled: inspect_process()": Contender(library, compiled, tells=True),
+        }
+    return found | {
+        "pmap -X": Contender(["pmap", "-X", str(pid)]),
+        "psutil memory_maps": Contender([sys.executable, "-c", PSUTIL, str(pid)]),
     }
 
 
-def timed(command: list[str]) -> float:
-    """Seconds the command takes."""
+def timed(contender: Contender) -> float:
+    """Seconds it takes."""
+    environment = os.environ | {"PYTHONPATH": contender.source} if contender.source else None
     began = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=120)
-    return time.perf_counter() - began
+    done = subprocess.run(
+        contender.command, stdout=subprocess.PIPE, check=True, timeout=120, env=environment, stdin=subprocess.DEVNULL
+    )
+    return float(done.stdout) if contender.tells else time.perf_counter() - began
 
 
 def measure(pid: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round, and of the library call without the start of a program."""
+    """Seconds of each contender, round by round."""
     found: dict[str, list[float]] = {name: [] for name in contenders(pid)}
-    found["inspect_process() alone"] = []
     for _ in range(rounds):
-        for name, command in contenders(pid).items():
-            found[name].append(timed(command))
-        done = subprocess.run(
-            [sys.executable, "-c", LIBRARY, str(pid)], capture_output=True, text=True, check=True, timeout=120
-        )
-        found["inspect_process() alone"].append(float(done.stdout))
+        for name, contender in contenders(pid).items():
+            found[name].append(timed(contender))
     return found
 
 
@@ -75,10 +96,10 @@ def main() -> None:
         target.kill()
         target.wait()
     base = statistics.median(found["vmaweld inspect"])
-    print(f"{'':<26}{'median':>9}{'best':>9}{'times inspect':>15}")
+    print(f"{'':<28}{'median':>9}{'best':>9}{'times inspect':>15}")
     for name, times in found.items():
         middle = statistics.median(times)
-        print(f"{name:<26}{middle:>8.2f}s{min(times):>8.2f}s{middle / base:>14.1f}x")
+        print(f"{name:<28}{middle:>8.2f}s{min(times):>8.2f}s{middle / base:>14.1f}x")
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
 
 

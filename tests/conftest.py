@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +24,19 @@ def require_guest(version: str) -> None:
     """That kernel can be booted. Its image is fetched in CI only: elsewhere a test must not load 70 MB unasked."""
     works, reason = guest.available(version)
     require(works or bool(os.environ.get("CI") and shutil.which("qemu-system-x86_64")), reason)
+
+
+@pytest.fixture
+def swap(tmp_path: Path) -> Iterator[None]:
+    """Sixteen megabytes of swap, in a file that goes again."""
+    require(not os.geteuid() and shutil.which("mkswap") is not None, "swap needs root and mkswap")
+    file = tmp_path / "swap"
+    file.write_bytes(bytes(16 << 20))
+    file.chmod(0o600)
+    subprocess.run(["mkswap", file], check=True, capture_output=True, timeout=60)
+    on = subprocess.run(["swapon", file], check=False, capture_output=True, text=True, timeout=60)
+    require(on.returncode == 0, f"no swap here: {on.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["swapoff", file], check=True, capture_output=True, timeout=120)

@@ -5,7 +5,6 @@ import errno
 import mmap
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -196,22 +195,6 @@ def test_holes_stay_holes_and_nothing_is_added() -> None:
         assert picture(PID, start, end) == before
     finally:
         syscalls.munmap(start, end - start)
-
-
-@pytest.fixture
-def swap(tmp_path: Path) -> Iterator[None]:
-    """Sixteen megabytes of swap, in a file that goes again."""
-    require(not os.geteuid() and shutil.which("mkswap") is not None, "swap needs root and mkswap")
-    file = tmp_path / "swap"
-    file.write_bytes(bytes(16 << 20))
-    file.chmod(0o600)
-    subprocess.run(["mkswap", file], check=True, capture_output=True, timeout=60)
-    on = subprocess.run(["swapon", file], check=False, capture_output=True, text=True, timeout=60)
-    require(on.returncode == 0, f"no swap here: {on.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["swapoff", file], check=True, capture_output=True, timeout=120)
 
 
 def test_swapped_out_pages_move_as_they_are(four: tuple[int, int], swap: None) -> None:

@@ -72,7 +72,7 @@ class Pagemap:
         self._pid = pid
         try:
             self._fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             raise ProcessGone(f"process {pid} does not exist (any more)") from None
         except PermissionError:
             raise NotPermitted(

@@ -200,22 +200,33 @@ def wait(tid: int, timeout: float | None = None) -> Event | None:
 
     An end is told, but left to `reap` or, of a child, to whoever waits for it.
     """
-    options = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL | (0 if timeout is None else os.WNOHANG)
     end = None if timeout is None else time.monotonic() + timeout
     pause = 20e-6
     while True:
         try:
-            seen = os.waitid(os.P_PID, tid, options)
+            seen = os.waitid(os.P_PID, tid, os.WEXITED | os.WSTOPPED | os.WNOWAIT | os.WNOHANG | _WALL)
         except ChildProcessError:
             return Event("gone", 0)
         if seen is not None:
             if seen.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
                 return Event("gone", 0 if seen.si_code == os.CLD_EXITED else seen.si_status)
             return _event(os.waitpid(tid, _WALL)[1])
-        if end is None or time.monotonic() >= end:
+        # The end of a main thread is told when its tracer has reaped all the others: who waits for it alone, waits
+        # for ever.
+        if _has_ended(tid):
+            return Event("gone", 0)
+        if end is not None and time.monotonic() >= end:
             return None
         time.sleep(pause)
-        pause = min(pause * 2, 2e-3)
+        pause = min(pause * 2, 1e-3)
+
+
+def _has_ended(tid: int) -> bool:
+    try:
+        with open(f"/proc/{tid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return True
 
 
 def reap(tid: int) -> None:

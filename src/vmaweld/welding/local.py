@@ -84,6 +84,7 @@ def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callabl
     report = Report(pid, len(before.rows))
     with Pagemap(pid) as pages:
         made = plan.make(before, pages, limits, quick=True)
+        support.check_memory(pid, made, unshare=unshare)
         report.seams = made.all_seams
         folded = fold(made.candidates, plan.Room(before.rows), run, low=low, retry=False, program=program)
         report.add(folded)

@@ -55,7 +55,9 @@ def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
     support.check_other(pid)
     snapshot = source.take(pid)
     with Pagemap(pid) as pages:
-        return snapshot, plan.make(snapshot, pages, _limits(pid, options))
+        made = plan.make(snapshot, pages, _limits(pid, options))
+    support.check_memory(pid, made, unshare=options.unshare)
+    return snapshot, made
 
 
 def _limits(
@@ -99,8 +101,11 @@ class _Weld:
         self._prepared: tuple[Snapshot, plan.Plan] | None = None
 
     def work(self, progress: Callable[[Report], None] | None) -> Report:
-        with self._source:
-            return self._work(progress)
+        try:
+            with self._source:
+                return self._work(progress)
+        except ProcessLookupError:
+            raise ProcessGone(f"process {self.pid} has ended during the weld") from None
 
     def _work(self, progress: Callable[[Report], None] | None) -> Report:
         report = self.report
@@ -131,6 +136,7 @@ class _Weld:
         snapshot = self._source.take()
         with Pagemap(self.pid) as pages:
             made = plan.make(snapshot, pages, _limits(self.pid, self.options, self._failed), quick=self._quick)
+        support.check_memory(self.pid, made, unshare=self.options.unshare)
         self._prepared = snapshot, made
         return snapshot, made
 

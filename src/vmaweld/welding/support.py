@@ -7,11 +7,14 @@ import resource
 import struct
 from typing import Final
 
-from vmaweld.kernel import procfs, ptrace, userfaultfd
+from vmaweld import abi
+from vmaweld.kernel import memory_cgroup, procfs, ptrace, userfaultfd
 from vmaweld.welding.errors import Refused
+from vmaweld.welding.plan import Plan
 
 HEADROOM: Final = 12
 """VMAs that a weld needs for the moment: code and journal, the room, two splits, and what mremap asks to be free."""
+_CHARGED_AHEAD: Final = 512 << 10  # the kernel charges up to 64 pages at a time, for each processor
 
 
 def check_machine() -> None:
@@ -35,6 +38,25 @@ def check_headroom(vmas: int) -> None:
         raise Refused(
             f"{vmas} VMAs are too near the limit of {limit}, for a weld needs {HEADROOM} more while it works: "
             f"sysctl -w vm.max_map_count={vmas + HEADROOM} and run it again"
+        )
+
+
+def check_memory(pid: int, made: Plan, *, unshare: bool) -> None:
+    """Raises Refused where the memory cgroup of process `pid` has too little room for what the plan takes meanwhile.
+
+    That is a page table (4 KiB) for each 2 MiB of the longest run, the copies of shared pages, and what the kernel
+    charges in advance. At the limit it would not refuse the memory, but kill.
+    """
+    if not made.candidates:
+        return
+    longest = max(candidate.rows[-1].end - candidate.rows[0].start for candidate in made.candidates)
+    need = longest // 512 + (made.shared * abi.PAGE_SIZE if unshare else 0) + _CHARGED_AHEAD
+    found = memory_cgroup.room(pid)
+    if found is not None and found.free < need:
+        raise Refused(
+            f"process {pid} has {max(found.free, 0) >> 10:,} KiB left of its memory cgroup's limit, the weld needs "
+            f"{need >> 10:,} KiB while it works, and the kernel might kill the process for it: raise the limit of "
+            f"{found.cgroup}, or weld part by part with --range"
         )
 
 
