@@ -20,6 +20,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
+from vmaweld import abi
 from vmaweld.kernel import bpf_program as program
 from vmaweld.kernel import bpf_records
 from vmaweld.kernel.btf import Btf, BtfError
@@ -174,6 +175,9 @@ class Watch:
                 if count % program.RECORD.size:  # the end mark
                     yield at, at + count - 8
                     break
+                if keep and not at and self._make_room():
+                    yield from self._walk(keep=True)
+                    break
                 # The mark may not have fitted into the kernel's buffer. Then the walk begins again somewhere behind us.
                 first = self._buffer[at : at + 8][::-1]
                 if first <= last:
@@ -184,6 +188,15 @@ class Watch:
                     at += count
         finally:
             os.close(iterator)
+
+    def _make_room(self) -> bool:
+        """For all VMAs that the first record tells of, each with a name: of this process, growth is itself a change."""
+        (vmas,) = struct.unpack_from("<I", self._buffer, 8 * program.SEQUENCE)
+        need = 2 * vmas * program.RECORD.size + _READ_SIZE
+        if need <= len(self._buffer):
+            return False
+        self._buffer.resize(abi.page_align_up(need))
+        return True
 
     def read_quickly(self) -> tuple[bytes, bool]:
         """As `read_consistent`, but a single walk will do where ``mm_lock_seq`` tells that it met no change.
