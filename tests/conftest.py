@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from vmaweld.kernel import guest
+from vmaweld.kernel.errors import KernelError
+from vmaweld.verify.check import Bench
+from vmaweld.verify.run import make_bench
 
 
 def require(condition: bool, reason: str) -> None:
@@ -40,3 +43,15 @@ def swap(tmp_path: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["swapoff", file], check=True, capture_output=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    """Programs and an executor for the running kernel."""
+    try:
+        made = make_bench()
+    except (KernelError, OSError) as error:
+        require(False, f"no executor here: {error}")
+        raise
+    with made.executor:
+        yield made

@@ -7,40 +7,24 @@ every event, hidden fields included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import drawing
 import pytest
 import test_model_calls
 import test_model_cases
 import test_model_mremap
 import test_model_series
-from conftest import require
 
 from vmaweld import events as ev
 from vmaweld.abi import MAP_SHARED, MCL_CURRENT, UFFDIO_REGISTER_MODE_MISSING
 from vmaweld.events import EVENT_FIELDS, Event
-from vmaweld.kernel.errors import KernelError
 from vmaweld.kernel.executor import ARENA_LOW
 from vmaweld.verify.check import Bench
-from vmaweld.verify.run import make_bench
 from vmaweld.verify.scenario import story
 
 pytestmark = pytest.mark.live
 
 _SHIFT = ARENA_LOW + (1 << 24) - drawing.BASE
 _FILES = ("/memfd:a", "/memfd:b", "/memfd:c")
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    try:
-        made = make_bench()
-    except (KernelError, OSError) as error:
-        require(False, f"no executor here: {error}")
-        raise
-    with made.executor:
-        yield made
 
 
 def logs(module: object) -> list[list[Event]]:

@@ -7,38 +7,25 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
-from conftest import require, require_guest
+from conftest import require_guest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmaweld.events import Event
-from vmaweld.kernel.errors import KernelError
 from vmaweld.policy import KERNELS, parse_policy
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.verify.check import Bench
 from vmaweld.verify.compare import difference
 from vmaweld.verify.programs import ProgramMaker
-from vmaweld.verify.run import make_bench, make_maker, run, running_policy, shrunk
+from vmaweld.verify.run import make_maker, run, running_policy, shrunk
 from vmaweld.verify.scenario import source
 from vmaweld.verify.shrink import shrink
 
 LOW = 0x6000_0000_0000
 HIGH = LOW + (1 << 30)
 A = LOW + (1 << 24)
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    try:
-        made = make_bench()
-    except (KernelError, OSError) as error:
-        require(False, f"no executor here: {error}")
-        raise
-    with made.executor:
-        yield made
 
 
 def under(bench: Bench, policy: str) -> Bench:

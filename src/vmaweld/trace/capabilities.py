@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import importlib.util
 import mmap
 import os
 import platform
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vmaweld import __version__
+from vmaweld import __version__, build
 from vmaweld.kernel import ptrace, snapshots, syscalls
 from vmaweld.kernel.userfaultfd import FEATURE_MOVE, Userfaultfd
 from vmaweld.trace import perf, strace
@@ -58,14 +57,12 @@ def _tried(name: str, answer: tuple[bool, str], means: str) -> Capability:
 
 
 def _build() -> Capability:
-    found = importlib.util.find_spec("vmaweld.model.merge")
-    compiled = found is not None and found.origin is not None and not found.origin.endswith(".py")
     return Capability(
         "vmaweld",
         None,
-        f"{__version__}, {'compiled' if compiled else 'plain Python'}",
+        f"{__version__}, {build.describe()}",
         "the compiled model is faster, not different",
-        "" if compiled else "install a wheel, or build with VMAWELD_COMPILE=1",
+        "" if build.compiled() else "install a wheel, or build with VMAWELD_COMPILE=1",
     )
 
 
@@ -135,13 +132,11 @@ def _names() -> Capability:
 
 
 def _guests() -> Capability:
-    missing = []
-    if shutil.which("qemu-system-x86_64") is None:
-        missing.append("apt install qemu-system-x86")
-    if importlib.util.find_spec("virtme") is None and shutil.which("vng") is None:
-        missing.append("pip install 'vmaweld[verify]'")
+    found = shutil.which("qemu-system-x86_64") is not None
     means = "verify --guest: the same programs on other kernels"
-    return Capability("guests", not missing, "no" if missing else "installed", means, "; ".join(missing))
+    return Capability(
+        "guests", found, "installed" if found else "no", means, "" if found else "apt install qemu-system-x86"
+    )
 
 
 def _settings() -> Iterator[Capability]:
