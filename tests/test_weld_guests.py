@@ -22,6 +22,38 @@ for more in (["--verify"], []):
     print(done.returncode, done.stderr.strip().splitlines()[-1:], done.stdout.strip().splitlines()[-1:])
 """
 
+YAMA = """
+import encodings.ascii, encodings.latin_1, ctypes, os, signal  # a plain user may not be able to read the library
+from pathlib import Path
+from tests.weld_target import fragments
+from vmaweld.welding import remote
+SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+NOBODY = 65534
+def run_as(user, work):
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setgid(user), os.setuid(user)
+    ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: it is its user's own process again
+    try:
+        print(work(), flush=True)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    os._exit(0)
+ready, tell = os.pipe()
+def hold():
+    fragments(4, 2)
+    os.write(tell, b"1")
+    signal.pause()
+targets = [run_as(NOBODY, hold) for _ in range(2)]
+os.read(ready, 1), os.read(ready, 1)
+for scope, user, target in ((1, NOBODY, 0), (2, NOBODY, 0), (2, 0, 0), (3, 0, 1)):
+    SCOPE.write_text(str(scope))
+    os.waitpid(run_as(user, lambda: remote.weld(targets[target]).closed), 0)
+for target in targets:
+    os.kill(target, signal.SIGKILL)
+"""
+
 
 def in_guest(version: str, *command: str, options: str = "") -> Finished:
     """Run `python COMMAND` there, from the project's directory."""
@@ -57,3 +89,18 @@ def test_a_kernel_without_uffdio_move_is_refused() -> None:
     assert (
         done.stderr.strip() == "vmaweld: this kernel is " + Guest("6.1").release + ": UFFDIO_MOVE came with Linux 6.8"
     )
+
+
+@pytest.mark.live
+def test_yama_forbids_it() -> None:
+    """6.18 here has no Yama; Debian's kernels have."""
+    done = in_guest("6.12", "-c", YAMA)
+    told = [line.partition(": ") for line in done.stdout.splitlines()]
+    hint = "kernel.yama.ptrace_scope is {}: run as root (CAP_SYS_PTRACE)"
+    assert [rest for _, _, rest in told] == [
+        hint.format(1),
+        hint.format(2),
+        "",
+        "kernel.yama.ptrace_scope is 3, which forbids it to everyone until the next boot",
+    ], done
+    assert [head.split()[0] for head, _, _ in told] == ["NotPermitted", "NotPermitted", "3", "NotPermitted"]
