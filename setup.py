@@ -19,7 +19,7 @@ from setuptools import setup
 COMPILED = [
     *(f"src/vmaweld/{name}.py" for name in ("abi", "events", "snapshot", "policy", "seams")),
     *(f"src/vmaweld/study/{name}.py" for name in ("replay", "missed", "timeline", "tally")),
-    *(f"src/vmaweld/kernel/{name}.py" for name in ("bpf_records", "btf")),
+    "src/vmaweld/kernel/bpf_records.py",
     *(f"src/vmaweld/inspect/{name}.py" for name in ("collect", "kinds", "obstacles", "report")),
     *sorted(path for path in glob("src/vmaweld/model/*.py") if not path.endswith("__init__.py")),
 ]

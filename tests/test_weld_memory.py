@@ -125,13 +125,21 @@ def test_killed_for_its_memory_in_the_middle(cgroup: Cgroup, monkeypatch: pytest
         assert target.process.wait(TIMEOUT) == -signal.SIGKILL
 
 
-def test_welded_while_pages_go_to_swap_and_back(cgroup: Cgroup, swap: None) -> None:
+def test_swapped_out_by_its_limit(cgroup: Cgroup, swap: None) -> None:
+    """Pages in swap move without being read; to compare them they would have to come back, and there is no room."""
     with Target() as target:
         cgroup.add(target.pid)
-        start, end = target.build(128, 16)
-        cgroup.leave_room(-(4 << 20))
+        start, end = target.build(256, 16, "quiet")
+        cgroup.leave_room(-(6 << 20))
+        cgroup.leave_room(1 << 20)
         with Pagemap(target.pid) as pages:
-            assert pages.totals(start, end).swapped > 0
-        report = remote.weld(target.pid, remote.Options(start, end, verify=True))
-        assert (report.closed, vmas(target.pid, start, end)) == (127, 1)
+            before = pages.totals(start, end)
+            assert before.swapped > 1000
+            with pytest.raises(Refused, match=r"the weld needs \d+,\d\d\d KiB while it works"):
+                remote.weld(target.pid, remote.Options(start, end, verify=True))
+            assert vmas(target.pid, start, end) == 256
+            assert remote.weld(target.pid, remote.Options(start, end)).closed == 255
+            assert pages.totals(start, end) == before
+        cgroup.leave_room(64 << 20)
+        assert remote.weld(target.pid, remote.Options(start, end, verify=True)).closed == 0
         target.check()

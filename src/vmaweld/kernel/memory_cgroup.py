@@ -1,4 +1,4 @@
-"""How much memory the cgroups of a process still allow: beyond that the kernel reclaims, and then kills.
+"""How much memory the cgroups of a process still allow: beyond that the kernel swaps, or kills.
 
 Files: the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/memory.rst``.
 """
@@ -11,29 +11,19 @@ from vmaweld.kernel import procfs
 
 
 class _Files(NamedTuple):
-    """The names that one version of the interface gives. also: where memory and swap together are limited."""
+    """The names that one version of the interface gives. clean: in memory.stat, what is easily reclaimed."""
 
     limit: str
     usage: str
-    also_limit: str
-    also_usage: str
     clean: tuple[bytes, ...]
 
 
-_V1: Final = _Files(
-    "memory.limit_in_bytes",
-    "memory.usage_in_bytes",
-    "memory.memsw.limit_in_bytes",
-    "memory.memsw.usage_in_bytes",
-    (b"total_inactive_file", b"total_active_file"),
-)
-_V2: Final = _Files(
-    "memory.max", "memory.current", "memory.swap.max", "memory.swap.current", (b"inactive_file", b"active_file")
-)
+_V1: Final = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", (b"total_inactive_file", b"total_active_file"))
+_V2: Final = _Files("memory.max", "memory.current", (b"inactive_file", b"active_file"))
 
 
 class Room(NamedTuple):
-    """free: bytes until `cgroup`, the tightest above the process, is full, counting what the kernel could reclaim."""
+    """free: bytes until `cgroup`, the tightest above the process, is full; pages of files count as free."""
 
     free: int
     cgroup: str
@@ -42,11 +32,10 @@ class Room(NamedTuple):
 def room(pid: int) -> Room | None:
     """The room of process `pid`; None where nothing limits it, or the limits cannot be read. Raises ProcessGone.
 
-    Reclaimable: pages of files, and what there is swap for.
+    Swap is not counted: a process whose cgroup is full may be killed although there is swap (seen on 6.18, when many
+    of its pages were read back through /proc/PID/mem).
     """
-    swap = _free_swap()
-    found = [Room(_free(path, files, swap), path) for path, files in _limited(pid)]
-    return min(found, default=None)
+    return min((Room(_free(path, files), path) for path, files in _limited(pid)), default=None)
 
 
 def _limited(pid: int) -> Iterator[tuple[str, _Files]]:
@@ -85,14 +74,8 @@ def _mounted(kind: str) -> str:
     return ""
 
 
-def _free(path: str, files: _Files, swap: int) -> int:
-    limit, usage = _number(path, files.limit) or 0, _number(path, files.usage) or 0
-    also_limit, also_usage = _number(path, files.also_limit), _number(path, files.also_usage)
-    left = limit - usage
-    if also_limit is not None and also_usage is not None:
-        # The second version limits swap for itself, the first one memory and swap together.
-        swap = max(min(swap, also_limit - also_usage - (left if files is _V1 else 0)), 0)
-    return left + swap + _clean(path, files.clean)
+def _free(path: str, files: _Files) -> int:
+    return (_number(path, files.limit) or 0) - (_number(path, files.usage) or 0) + _clean(path, files.clean)
 
 
 def _clean(path: str, names: tuple[bytes, ...]) -> int:
@@ -112,8 +95,3 @@ def _number(path: str, name: str) -> int | None:
     except OSError:
         return None
     return (1 << 62) if text == "max" else int(text)
-
-
-def _free_swap() -> int:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        return next((int(line.split()[1]) << 10 for line in file if line.startswith("SwapFree:")), 0)

@@ -56,7 +56,7 @@ def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
     snapshot = source.take(pid)
     with Pagemap(pid) as pages:
         made = plan.make(snapshot, pages, _limits(pid, options))
-    support.check_memory(pid, made, unshare=options.unshare)
+    support.check_memory(pid, made, unshare=options.unshare, verify=options.verify)
     return snapshot, made
 
 
@@ -136,7 +136,7 @@ class _Weld:
         snapshot = self._source.take()
         with Pagemap(self.pid) as pages:
             made = plan.make(snapshot, pages, _limits(self.pid, self.options, self._failed), quick=self._quick)
-        support.check_memory(self.pid, made, unshare=self.options.unshare)
+        support.check_memory(self.pid, made, unshare=self.options.unshare, verify=self.options.verify)
         self._prepared = snapshot, made
         return snapshot, made
 
@@ -307,15 +307,22 @@ def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate], rseq
 
 
 def _read(fd: int, length: int, address: int) -> bytes:
-    try:
-        return os.pread(fd, length, address)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise Refused(
-            f"--verify cannot read the memory at {address:x}, which has no read access: this kernel does not let even "
-            "a tracer (proc_mem.force_override, Linux 6.12): weld without --verify, or leave it out with --range"
-        ) from None
+    data = b""
+    while len(data) < length:
+        at = address + len(data)
+        try:
+            piece = os.pread(fd, length - len(data), at)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise Refused(
+                f"--verify cannot read the memory at {at:x}, which has no read access: this kernel does not let even "
+                "a tracer (proc_mem.force_override, Linux 6.12): weld without --verify, or leave it out with --range"
+            ) from None
+        if not piece:  # the process has been killed
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        data += piece
+    return data
 
 
 def _add_pages(found: hashlib.blake2b, address: int, data: memoryview) -> None:

@@ -8,7 +8,7 @@ import struct
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import memory_cgroup, procfs, ptrace, userfaultfd
+from vmaweld.kernel import memory_cgroup, pagemap, procfs, ptrace, userfaultfd
 from vmaweld.welding.errors import Refused
 from vmaweld.welding.plan import Plan
 
@@ -41,16 +41,20 @@ def check_headroom(vmas: int) -> None:
         )
 
 
-def check_memory(pid: int, made: Plan, *, unshare: bool) -> None:
+def check_memory(pid: int, made: Plan, *, unshare: bool, verify: bool = False) -> None:
     """Raises Refused where the memory cgroup of process `pid` has too little room for what the plan takes meanwhile.
 
-    That is a page table (4 KiB) for each 2 MiB of the longest run, the copies of shared pages, and what the kernel
-    charges in advance. At the limit it would not refuse the memory, but kill.
+    That is a page table (4 KiB) for each 2 MiB of the longest run, the copies of shared pages, what has to be read
+    back from swap to compare it, and what the kernel charges in advance. At the limit it would not refuse the memory,
+    but might kill.
     """
     if not made.candidates:
         return
     longest = max(candidate.rows[-1].end - candidate.rows[0].start for candidate in made.candidates)
     need = longest // 512 + (made.shared * abi.PAGE_SIZE if unshare else 0) + _CHARGED_AHEAD
+    if verify:
+        runs = (run for candidate in made.candidates for run in candidate.runs)
+        need += sum(run.end - run.start for run in runs if run.kind & pagemap.SWAPPED)
     found = memory_cgroup.room(pid)
     if found is not None and found.free < need:
         raise Refused(
