@@ -1,4 +1,6 @@
-"""Build hook: compiles the model, its replay and live reports with mypyc where a C compiler is there, else leaves it as plain Python.
+"""Build hook: compiles the model, its replay and live reports with mypyc, where a C compiler is there.
+
+Where there is none, they stay plain Python.
 
 ``VMAWELD_COMPILE=1`` insists on compiling, ``VMAWELD_COMPILE=0`` forbids it. An editable install is always pure:
 what is edited is what runs.
