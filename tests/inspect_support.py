@@ -1,5 +1,6 @@
 """Live processes to inspect, the command line run as a user would, and an independent reading of a BPF snapshot."""
 
+import contextlib
 import json
 import os
 import signal
@@ -90,11 +91,12 @@ def family(pid: int) -> list[int]:
     """`pid` and all that descend from it."""
     found = [pid]
     for parent in found:
-        for thread in Path(f"/proc/{parent}/task").glob("*/children"):
-            try:
-                found += [int(word) for word in thread.read_text().split() if int(word) not in found]
-            except OSError:
-                continue
+        ended = contextlib.suppress(FileNotFoundError, ProcessLookupError)
+        with ended:
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with ended:
+                    children = Path(f"/proc/{parent}/task/{thread}/children").read_text()
+                    found += [int(word) for word in children.split() if int(word) not in found]
     return found
 
 

@@ -360,7 +360,7 @@ def test_a_zombie() -> None:
 
 
 def test_processes_that_exec_and_die_meanwhile() -> None:
-    script = "for i in 1 2 3 4 5 6 7 8 9 10; do /bin/true; sh -c 'exec /bin/true'; done; exec sleep 0.2"
+    script = "for i in 1 2 3 4 5 6 7 8 9 10; do /bin/true; sh -c 'exec /bin/true'; done; sh -c 'exec sleep 0.05'"
     census = Census()
     with Started(["sh", "-c", f"while :; do {script}; done"], group=True) as shell:
         for _ in range(15):
@@ -372,6 +372,7 @@ def test_processes_that_exec_and_die_meanwhile() -> None:
                 except (ProcessGone, NoAddressSpace, NotPermitted):
                     continue
                 assert report.vmas > 0
+        assert shell.process.poll() is None
 
 
 def test_a_process_that_changes_its_memory_all_the_time() -> None:
