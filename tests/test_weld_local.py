@@ -247,6 +247,25 @@ def test_one_shared_page_costs_one_seam(four: tuple[int, int]) -> None:
         os.waitpid(child, 0)
 
 
+def test_the_page_of_zeroes_counts_as_shared_where_the_kernel_does_not_move_it(four: tuple[int, int]) -> None:
+    start, end = four
+    syscalls.madvise(start + 7 * PAGE, PAGE, abi.MADV_DONTNEED)  # in the third fragment
+    assert ctypes.string_at(start + 7 * PAGE, 1) == b"\0"
+    older = plan.Limits(start, end, zero_stays=True)
+    snapshot = snapshots.take(PID)
+    with Pagemap(PID) as pages:
+        assert plan.make(snapshot, pages, plan.Limits(start, end)).left == []
+        made = plan.make(snapshot, pages, older)
+        assert (made.seams, made.left) == (
+            2,
+            [plan.Left(start + 6 * PAGE, start + 9 * PAGE, 1, plan.SHARED_OR_ZERO, 1)],
+        )
+        made = plan.make(snapshot, pages, older._replace(unshare=True))
+    assert (made.seams, made.shared, made.left) == (3, 1, [])
+    written = [page for first, last in made.candidates[0].populate for page in range(first, last, PAGE)]
+    assert start + 7 * PAGE in written
+
+
 def test_pages_once_shared_cost_nothing_to_unshare(four: tuple[int, int]) -> None:
     start, end = four
     child = os.fork()
@@ -367,6 +386,45 @@ def test_every_call_made_to_fail(four: tuple[int, int], step: str, prot: int) ->
     assert (report.closed, vmas(PID, start, end)) == (3, 1)
 
 
+UNWATCHED = """
+import os
+from tests.weld_target import ANON, RW, fragments
+from tests.weld_random import Failing, picture
+from vmaweld import abi
+from vmaweld.kernel import syscalls
+from vmaweld.welding import local
+from vmaweld.welding.program import Program
+
+class Failed(Failing):
+    def finish(self):
+        Program.finish(self)
+        for at, step in enumerate(self.steps):
+            if step in ("move", "unregister", "unregister rest"):
+                self.fail(at)
+
+start, size = fragments(4, 4), 4 * abi.PAGE_SIZE
+# The second has no page. As the one to keep it gets its anon_vma by a write to a hole, one that was watched before.
+place = syscalls.mmap(0, size, RW, ANON)
+syscalls.mremap(place, size, size, abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED, start + size)
+before = picture(os.getpid(), start, start + 4 * size)
+report = local.weld(start, 4 * size, program=Failed)
+assert picture(os.getpid(), start, start + 4 * size) == before
+print(report.seams, report.closed, *sorted({left.reason for left in report.left}), sep="; ")
+print(local.weld(start, 4 * size).closed)
+"""
+
+
+def test_a_watch_that_cannot_be_taken_off_keeps_nothing_waiting() -> None:
+    require_own()
+    command = [sys.executable, "-c", UNWATCHED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.splitlines()
+    assert first.startswith("3; 0; ")
+    assert "the batch was stopped before its turn: try again" in first
+    assert second == "3"
+
+
 def test_a_weld_that_always_fails_changes_nothing(four: tuple[int, int]) -> None:
     start, end = four
 
@@ -388,7 +446,7 @@ def test_a_weld_that_always_fails_changes_nothing(four: tuple[int, int]) -> None
 def test_no_address_space_left_undoes_itself(four: tuple[int, int]) -> None:
     start, end = four
     before = picture(PID, start, end)
-    used = sum(row_end - row_start for row_start, row_end, _, _ in flags_of(PID, 0, abi.TASK_SIZE))
+    used = sum(row_end - row_start for row_start, row_end, *_ in flags_of(PID, 0, abi.TASK_SIZE))
     limits = resource.getrlimit(resource.RLIMIT_AS)
     vmaweld.weld(start, PAGE)  # everything that it imports is there
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), limits[1]))

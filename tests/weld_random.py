@@ -1,8 +1,8 @@
 """Welds at random, contents checked by hash: ``python -m tests.weld_random --count 10000``.
 
 Each builds an arena of fragments of all kinds (moved or not, holes, zero pages, huge pages, protections, advice, locks,
-policies, children alive and gone, pinned pages), welds it here or as another process, perhaps with one system call of
-the sequence made to fail, and then compares every byte, every hole and every page's presence with before.
+policies, names, children alive and gone, pinned pages), welds it here or as another process, perhaps with one system
+call of the sequence made to fail, and then compares every byte, every hole and every page's presence with before.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from vmaweld import abi
 from vmaweld.kernel import snapshots, syscalls
 from vmaweld.kernel.guest import Guest
 from vmaweld.kernel.pagemap import ZERO, Pagemap
+from vmaweld.verify.run import configured_anon_names
 from vmaweld.welding import local, remote
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding.plan import Left
@@ -33,6 +34,7 @@ ANON = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
 BOTTOM, TOP = 0x6000_0000_0000, 0x7000_0000_0000
 """Nothing of this process lies there but, for moments, what a weld puts there."""
 RW = abi.PROT_READ | abi.PROT_WRITE
+NAMES = configured_anon_names()
 
 
 class Failing(Program):
@@ -166,6 +168,9 @@ def _treat(rng: random.Random, arena: Arena) -> None:
         advice = rng.choice((abi.MADV_DONTDUMP, abi.MADV_DONTFORK, abi.MADV_NOHUGEPAGE, abi.MADV_RANDOM))
         syscalls.madvise(start, length, advice)
         arena.kinds.append(f"advice {advice}")
+    if NAMES and rng.random() < 0.15:
+        syscalls.set_anon_name(start, length, "vmaweld test")
+        arena.kinds.append("named")
     if rng.random() < 0.1:
         syscalls.mbind(start, length, "bind:0")
         arena.kinds.append("mempolicy")
@@ -218,16 +223,16 @@ def _end(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
-def flags_of(pid: int, start: int, end: int) -> list[tuple[int, int, int, str | None]]:
-    """What of flags and policy holds where, neighbours that are equal taken together."""
-    found: list[tuple[int, int, int, str | None]] = []
+def flags_of(pid: int, start: int, end: int) -> list[tuple[int, int, int, str | None, str]]:
+    """What of flags, policy and name holds where, neighbours that are equal taken together."""
+    found: list[tuple[int, int, int, str | None, str]] = []
     for row in snapshots.take(pid).rows:
         if row.start < end and row.end > start:
             low, high = max(row.start, start), min(row.end, end)
             flags = row.flags & ~abi.VM_SOFTDIRTY
-            if found and found[-1][1] == low and found[-1][2:] == (flags, row.mempolicy):
+            if found and found[-1][1] == low and found[-1][2:] == (flags, row.mempolicy, row.name):
                 low = found.pop()[0]
-            found.append((low, high, flags, row.mempolicy))
+            found.append((low, high, flags, row.mempolicy, row.name))
     return found
 
 

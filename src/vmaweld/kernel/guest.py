@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from vmaweld.kernel import guest_init
-from vmaweld.kernel.guest_image import GuestError, Image, cached, fetch
+from vmaweld.kernel.guest_archive import GuestError
+from vmaweld.kernel.guest_image import Image, cached, fetch
 
 __all__ = ["OUTPUT", "Finished", "Guest", "GuestError", "available"]
 

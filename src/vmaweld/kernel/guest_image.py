@@ -1,7 +1,6 @@
-"""Debian's kernel images: found, fetched and unpacked by the machine's own apt and dpkg, into a cache.
+"""Kernel images for guests: fetched from the distributions' archives and unpacked into a cache.
 
-The archive's address comes from the machine's apt configuration; only the suite is another one. apt checks the
-signed index and the package's checksum; what is unpacked is kept with checksums of its own, checked at every use.
+What is unpacked is kept with checksums of its own, checked at every use.
 """
 
 import hashlib
@@ -11,31 +10,17 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from vmaweld.kernel.errors import KernelError
-
-SUITES: Final[dict[str, tuple[str, ...]]] = {
-    "5.10": ("bullseye-security", "bullseye"),
-    "6.1": ("bookworm-security", "bookworm"),
-    "6.12": ("trixie-security", "trixie", "bookworm-backports"),
-}
-"""Where Debian keeps the kernels of its stable releases; all others pass through `NEWER_SUITES`."""
-NEWER_SUITES: Final = ("sid", "trixie-backports")
+from vmaweld.kernel.guest_archive import KERNELS, NEWER, Apt, GuestError, files
 
 MODULES: Final = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 """What a guest needs beside the kernel itself, unless it is built in."""
 
-_KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _MANIFEST: Final = "manifest.json"
 _VERSION: Final = re.compile(r"[0-9]+\.[0-9]+(\.[0-9]+)?")
-
-
-class GuestError(KernelError):
-    """A guest could not be fetched, booted or waited for; the message is one line that tells which and what to do."""
 
 
 class Image(NamedTuple):
@@ -65,7 +50,7 @@ def cached(version: str) -> Image | None:
 
 
 def fetch(version: str, progress: Callable[[str], None] = lambda line: None) -> Image:
-    """The image of `version`, from the cache or else from the Debian archive (60 to 120 MB).
+    """The image of `version`, from the cache or else from its distribution's archive (60 to 160 MB).
 
     progress: told each step. Raises GuestError.
     """
@@ -78,11 +63,10 @@ def fetch(version: str, progress: Callable[[str], None] = lambda line: None) -> 
         if shutil.which(tool) is None:
             raise GuestError(f"no kernel {version} in {cache_directory()} and no {tool} to fetch it: this needs Debian")
     home = cache_directory() / version
-    apt = _Apt(cache_directory() / "apt")
+    apt = Apt(cache_directory() / "apt", KERNELS.get(version, NEWER))
     archives: list[Path] = []
     try:
         home.mkdir(parents=True, exist_ok=True)
-        apt.prepare(SUITES.get(version, NEWER_SUITES))
         progress(f"reading the package lists for Linux {version}")
         apt.update()
         packages = apt.packages(version)
@@ -104,125 +88,21 @@ def fetch(version: str, progress: Callable[[str], None] = lambda line: None) -> 
     return image
 
 
-class _Apt:
-    """apt with sources, lists and archives of its own under `home`."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-
-    def prepare(self, suites: tuple[str, ...]) -> None:
-        """Write a sources.list of `suites`, at the address that the machine's own sources name."""
-        main, security = self._addresses()
-        signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
-        lines = [
-            f"deb {signed}{security if suite.endswith('-security') else main} {suite} main\n"
-            for suite in suites
-            if security or not suite.endswith("-security")
-        ]
-        for directory in ("lists/partial", "cache/archives/partial"):
-            (self._home / directory).mkdir(parents=True, exist_ok=True)
-        (self._home / "sources.list").write_text("".join(lines))
-
-    def _addresses(self) -> tuple[str, str]:
-        """(the archive, its security updates or "") of the Debian sources that this machine uses."""
-        listed = self._run(["apt-get", "indextargets", "--format", "$(REPO_URI)\t$(RELEASE)\t$(ORIGIN)"], own=False)
-        main = security = ""
-        for line in listed.splitlines():
-            uri, release, origin = [*line.split("\t"), "", ""][:3]
-            if origin not in ("Debian", "") and not origin.startswith("$"):
-                continue
-            if release.endswith("-security"):
-                security = security or uri
-            else:
-                main = main or uri
-        if not main:
-            raise GuestError("apt knows no Debian archive here: fetching a guest's kernel needs one in /etc/apt")
-        return main, security
-
-    def _run(self, command: list[str], *, own: bool = True) -> str:
-        options = {
-            "Dir::Etc::sourcelist": self._home / "sources.list",
-            "Dir::Etc::sourceparts": "/dev/null",
-            "Dir::Etc::preferences": "/dev/null",
-            "Dir::Etc::preferencesparts": "/dev/null",
-            "Dir::State::lists": self._home / "lists",
-            "Dir::Cache": self._home / "cache",
-            "Dir::Cache::archives": self._home / "cache" / "archives",
-            "APT::Sandbox::User": "root",
-            "APT::Architecture": "amd64",
-            "Acquire::Languages": "none",
-        }
-        given = [f"-o{name}={value}" for name, value in options.items()] if own else []
-        try:
-            ran = subprocess.run(
-                [command[0], *given, *command[1:]],
-                capture_output=True,
-                text=True,
-                timeout=900,
-                stdin=subprocess.DEVNULL,
-                cwd=self._home if own else None,
-                env={**os.environ, "LC_ALL": "C"},
-            )
-        except subprocess.TimeoutExpired:
-            raise GuestError(f"{' '.join(command[:2])} took longer than 15 minutes") from None
-        if ran.returncode:
-            said = [line for line in ran.stderr.splitlines() if line.startswith(("E:", "Err"))] or [ran.stderr.strip()]
-            raise GuestError(f"{' '.join(command[:2])}: {said[-1]}")
-        return ran.stdout
-
-    def update(self) -> None:
-        """Fetch the package lists."""
-        self._run(["apt-get", "-q", "update"])
-
-    def packages(self, version: str) -> list[str]:
-        """The newest image package of `version`, and those it is split into (since 6.17 or so).
-
-        Raises GuestError where there is none.
-        """
-        wanted = re.compile(rf"linux-image-{re.escape(version)}[.-][0-9][^-]*(-[0-9]+)?-amd64")
-        names = [
-            name for name in self._run(["apt-cache", "pkgnames", "linux-image-"]).split() if wanted.fullmatch(name)
-        ]
-        if not names:
-            raise GuestError(f"the Debian archive has no image of Linux {version} (any more)")
-        newest = max(names, key=lambda name: [int(part) for part in re.findall(r"[0-9]+", name.removesuffix("-amd64"))])
-        release = newest.removeprefix("linux-image-")
-        shown = self._run(["apt-cache", "show", newest])
-        parts = re.findall(rf"\b(linux-(?:base|binary|modules)-{re.escape(release)})(?![\w.+-])", shown)
-        return [newest, *dict.fromkeys(parts)]
-
-    def download(self, package: str) -> Path:
-        """The package's archive; apt has checked it."""
-        self._run(["apt-get", "-q", "download", package])
-        archives = sorted(self._home.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
-        if not archives:
-            raise GuestError(f"apt-get download {package} left no package in {self._home}")
-        return archives[-1]
-
-
 def _unpack(release: str, archives: list[Path], home: Path) -> None:
     """The kernel and `MODULES` (with what they depend on), decompressed, and a manifest with their checksums."""
     candidates: dict[str, bytes] = {}
     builtin: set[str] = set()
     found = False
     for archive in archives:
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE) as dpkg:
-            assert dpkg.stdout is not None
-            with tarfile.open(fileobj=dpkg.stdout, mode="r|") as tar:
-                for member in tar:
-                    file = tar.extractfile(member) if member.isfile() else None
-                    if file is None:
-                        continue
-                    name = member.name.rsplit("/", 1)[-1]
-                    if name in (f"vmlinuz-{release}", "vmlinuz"):
-                        (home / "vmlinuz").write_bytes(file.read())
-                        found = True
-                    elif name == "modules.builtin":
-                        builtin |= {_module_name(line) for line in file.read().decode().split()}
-                    elif "/kernel/" in member.name and _is_module(name) and _may_matter(member.name):
-                        candidates[_module_name(name)] = _decompress(name, file.read())
-        if dpkg.returncode:
-            raise GuestError(f"dpkg-deb could not unpack {archive.name}")
+        for path, file in files(archive):
+            name = path.rsplit("/", 1)[-1]
+            if name in (f"vmlinuz-{release}", "vmlinuz"):
+                (home / "vmlinuz").write_bytes(file.read())
+                found = True
+            elif name == "modules.builtin":
+                builtin |= {_module_name(line) for line in file.read().decode().split()}
+            elif "/kernel/" in path and _is_module(name) and _may_matter(path):
+                candidates[_module_name(name)] = _decompress(name, file.read())
     if not found:
         raise GuestError(f"there is no kernel in {archives[0].name}")
     order: list[str] = []

@@ -22,6 +22,7 @@ _REASONS: Final[dict[tuple[str, int], str]] = {
     ): "pages pinned (DMA, io_uring), or marked as shared since a fork: --unshare clears that mark",
     ("move", errno.EFAULT): "guard pages (MADV_GUARD_INSTALL) or poisoned memory in it",
     ("register", errno.EBUSY): "the program watches it with a userfaultfd of its own",
+    ("register", errno.EBADF): "the batch was stopped before its turn: try again",
     ("reserve", errno.EEXIST): "the room for the move was taken meanwhile: try again",
     ("munlock", errno.EPERM): "it may not be unlocked",
 }

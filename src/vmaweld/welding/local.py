@@ -80,7 +80,8 @@ def _weld(before: Snapshot, low: int, high: int, unshare: bool, program: Callabl
     pid = os.getpid()
     own = "the calling thread's own stack or thread area"
     avoid = dict.fromkeys(_own_addresses(), own)
-    limits = plan.Limits(low, high, unshare=unshare, relock=support.relock_reason(pid), avoid=avoid)
+    relock, zero_stays = support.relock_reason(pid), support.zero_stays()
+    limits = plan.Limits(low, high, unshare=unshare, relock=relock, avoid=avoid, zero_stays=zero_stays)
     report = Report(pid, len(before.rows))
     with Pagemap(pid) as pages:
         made = plan.make(before, pages, limits, quick=True)

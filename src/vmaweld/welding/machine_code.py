@@ -72,6 +72,9 @@ HEADER: Final[dict[str, int]] = {
 HEADER_SIZE: Final = 512
 """Bytes before the first entry."""
 
+NO_FD: Final = (1 << 32) - 1
+"""FD where there is no userfaultfd."""
+
 # STATE
 READY: Final = 0
 RUNNING: Final = 1
@@ -314,7 +317,7 @@ def header(
         "VERSION": VERSION,
         "STATE": READY,
         "PC": pc,
-        "FD": (1 << 32) - 1,
+        "FD": NO_FD,
         "ALL_SIGNALS": (1 << 64) - 1,
         "OWN_SIGNALS": own_signals,
         "PATIENCE": patience_us // 1_000_000,

@@ -18,6 +18,7 @@ ROOM_GUARD: Final = 16 << 20
 
 GAIN: Final = "fewer seams together than --min-gain asks for"
 SHARED: Final = "pages shared with another process, or by KSM: --unshare makes them its own"
+SHARED_OR_ZERO: Final = f"{SHARED}; so are mapped pages of zeroes, which move since Linux 6.9 only"
 _NEVER: Final[tuple[tuple[int, str], ...]] = (
     (abi.VM_MAYSHARE | abi.VM_SHARED, "shared memory: its pages belong to no one process"),
     (abi.VM_HUGETLB, "hugetlb memory: UFFDIO_MOVE does not take it"),
@@ -105,6 +106,8 @@ class Limits(NamedTuple):
     relock: "" where mlocked memory may be unlocked for the moment and locked again, else why not.
     failed: seams that were tried already, by address, with the reason why they stayed open.
     avoid: addresses whose VMAs must not be touched, with the reason.
+    zero_stays: this kernel's UFFDIO_MOVE does not take the page of zeroes, which a read maps (until 6.8): it counts as
+        shared.
     """
 
     low: int = 0
@@ -114,6 +117,7 @@ class Limits(NamedTuple):
     relock: str = ""
     failed: Mapping[int, str] = MappingProxyType({})
     avoid: Mapping[int, str] = MappingProxyType({})
+    zero_stays: bool = False
 
 
 def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool = False) -> Plan:
@@ -125,6 +129,7 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool =
     candidates: list[Candidate] = []
     left: list[Left] = []
     moved = copied = 0
+    common = SHARED_OR_ZERO if limits.zero_stays else SHARED
     for rows in _chains(snapshot, limits, left):
         reason = _why_not(rows, snapshot, limits)
         if reason:
@@ -134,9 +139,9 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool =
             left.append(_left(rows, GAIN))
             continue
         populated = look(rows[0].start, rows[-1].end)
-        for part, shared in _split_at_shared(rows, populated, limits.unshare):
+        for part, shared in _split_at_shared(rows, populated, limits):
             if shared:
-                left.append(Left(part[0].end, part[-1].end, len(part) - 1, SHARED, shared))
+                left.append(Left(part[0].end, part[-1].end, len(part) - 1, common, shared))
                 continue
             reason = _locked_reason(part, populated, limits.low)
             if reason:
@@ -144,12 +149,14 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool =
                 continue
             inside = clip(populated, part[1].start, part[-1].end)
             totals = pagemap.totals(inside)
+            shared = totals.shared + (totals.zero if limits.zero_stays else 0)
             moved += totals.populated
-            copied += totals.shared
+            copied += shared
             populate: Sequence[tuple[int, int]] = ()
             if limits.unshare:
-                populate = [(start, end) for start, end, kind in inside if not kind & pagemap.ZERO]
-            candidates.append(Candidate(part, populated, populate, totals.shared))
+                stays = 0 if limits.zero_stays else pagemap.ZERO
+                populate = [(start, end) for start, end, kind in inside if not kind & stays]
+            candidates.append(Candidate(part, populated, populate, shared))
     return Plan(candidates, left, moved, copied)
 
 
@@ -261,20 +268,16 @@ def clip(runs: Sequence[pagemap.Run], start: int, end: int) -> list[pagemap.Run]
 
 
 def _split_at_shared(
-    rows: Sequence[Row], populated: Sequence[pagemap.Run], unshare: bool
+    rows: Sequence[Row], populated: Sequence[pagemap.Run], limits: Limits
 ) -> Iterator[tuple[Sequence[Row], int]]:
     """Parts of `rows`: those that can be folded into their first (0), and those that share pages (how many).
 
     A VMA with shared pages can keep, for its pages stay as they are, but cannot be folded into another. Parts overlap
     by a row: the last of one is the first of the next.
     """
-    alone = pagemap.PRESENT | pagemap.EXCLUSIVE
-    shared = [
-        (start, end)
-        for start, end, kind in populated
-        if kind & pagemap.PRESENT and not kind & (pagemap.FILE | pagemap.ZERO) and kind & alone != alone
-    ]
-    if not shared or unshare:
+    no_one_else = pagemap.EXCLUSIVE | pagemap.FILE | (0 if limits.zero_stays else pagemap.ZERO)
+    shared = [(start, end) for start, end, kind in populated if kind & pagemap.PRESENT and not kind & no_one_else]
+    if not shared or limits.unshare:
         yield rows, 0
         return
     starts = [row.start for row in rows]

@@ -326,7 +326,7 @@ class Program:
         self._must("put back", syscalls.NR_MREMAP, home_call, stuck, modes=(0, mc.PLUS_V, mc.PLUS_V))
         self.add("", mc.EQUAL, 0, (0, total), home, modes=(mc.PLUS_V,))
         # What lies behind V stays as it was.
-        self.add("unregister rest", mc.CONTROL, UNREGISTER, (keep, total), modes=(mc.PLUS_V, mc.MINUS_V))
+        self._unwatch("unregister rest", keep, total, modes=(mc.PLUS_V, mc.MINUS_V))
         if relax:
             rest = (keep, total, prot)
             self._must("protect rest", syscalls.NR_MPROTECT, rest, stuck, modes=(mc.PLUS_V, mc.MINUS_V))
@@ -340,7 +340,7 @@ class Program:
 
         # Failures before anything has moved.
         self._here(unregister)
-        self.add("unregister", mc.CONTROL, UNREGISTER, (keep, total))
+        self._unwatch("unregister", keep, total)
         self._here(tighten)
         if relax:
             self._must("protect again", syscalls.NR_MPROTECT, (keep, total, prot), stuck)
@@ -377,6 +377,22 @@ class Program:
         last = self.call(step, number, arguments, modes=modes)
         self._here(done)
         return last
+
+    def _unwatch(self, step: str, start: int, length: int, *, modes: Sequence[int] = ()) -> None:
+        """Unregister; where the kernel will not, close the descriptor, which ends every watch.
+
+        A hole that stayed watched would keep the call that fills it (a later group's touch) waiting for ever. Without
+        the descriptor the groups that follow fail at "register" and change nothing.
+        """
+        failed, done = _Label(), _Label()
+        self.add(step, mc.CONTROL, UNREGISTER, (start, length), failed, modes=modes)
+        self.add("", mc.JUMP, on_error=done)
+        self._here(failed)
+        close = self.call("close", NR_CLOSE, (0,), modes=(mc.LOAD,))
+        self._fix_header(close, "FD", mc.ARGUMENTS)
+        at = self.add("", mc.STORE, 0, (mc.NO_FD,))
+        self._fix_header(at, "FD")
+        self._here(done)
 
     def _moves(self, group: Group, finish: _Label) -> int:
         """One MOVE a piece; returns the index of the first."""

@@ -65,7 +65,7 @@ def _limits(
 ) -> plan.Limits:
     relock = support.relock_reason(pid)
     wanted = (options.low, options.high, options.min_gain, options.unshare)
-    return plan.Limits(*wanted, relock, failed or {}, avoid or {})
+    return plan.Limits(*wanted, relock, failed or {}, avoid or {}, support.zero_stays())
 
 
 def weld(

@@ -23,6 +23,15 @@ def check_machine() -> None:
         raise Refused(f"no weld on {platform.machine()} yet: only on x86-64, from a 64-bit Python")
 
 
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+
+
+def zero_stays() -> bool:
+    """True until 6.8, where UFFDIO_MOVE of the page of zeroes is EBUSY (see `plan.Limits`)."""
+    return _kernel() < (6, 9)
+
+
 def check_own() -> None:
     """Raises Refused unless this process may weld its own memory."""
     check_machine()
@@ -83,10 +92,8 @@ def check_other(pid: int) -> None:
     check_machine()
     if pid == os.getpid():
         raise Refused("a process cannot stop itself: use vmaweld.weld() for its own memory")
-    release = platform.release()
-    version = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
-    if version < (6, 8):
-        raise Refused(f"this kernel is {release}: UFFDIO_MOVE came with Linux 6.8")
+    if _kernel() < (6, 8):
+        raise Refused(f"this kernel is {platform.release()}: UFFDIO_MOVE came with Linux 6.8")
     found = procfs.status(pid)
     if found.kernel_thread:
         raise Refused(f"process {pid} ({found.name}) is a kernel thread: it has no memory of its own")
