@@ -113,9 +113,10 @@ verify-guests: $(READY)  ## 50,000 random events each on Debian kernels in virtu
 	for kernel in 5.10 6.1 6.12 7.2; do $(BIN)/vmaweld verify --guest $$kernel --events 50000 || exit; done
 
 .PHONY: weld-guests
-weld-guests: $(READY)  ## 1,000 random welds each on Debian kernels in virtual machines
-	$(BIN)/python -m tests.weld_random --guest 6.12 --count 1000 --other 4
-	$(BIN)/python -m tests.weld_random --guest 7.2 --count 1000 --other 4
+weld-guests: $(READY)  ## 1,000 random welds each on seven kernels in virtual machines
+	for kernel in 6.8 6.11 6.12 6.14 6.17 7.0 7.2; do \
+		$(BIN)/python -m tests.weld_random --guest $$kernel --count 1000 --other 4 || exit; \
+	done
 
 .PHONY: mutations
 mutations: $(READY)  ## Negate each rule of the merge in turn: does a test notice?

@@ -1,7 +1,8 @@
 """Exact snapshots: every VMA with its page offset, its anon_vma and all its flags, through BPF's ``iter/task_vma``.
 
-Needs root, or CAP_BPF and CAP_PERFMON, and a kernel since 6.1 with BTF. The program is loaded with bpf(2) itself
-(`bpf_program` tells why), once a process; one iterator link a watched process makes further snapshots cheap.
+Needs root, or CAP_BPF and CAP_PERFMON, and a kernel since 5.17 with BTF. The program is loaded with bpf(2) itself
+(`bpf_program` tells why), once a process; one iterator link a watched process makes further snapshots cheap. Until 6.0
+an iterator walks the VMAs of all processes: there each watched process has a program that passes over the others.
 
 Consistency. The iterator holds the mmap lock for reading, but lets go of it whenever its 32 KiB buffer is full or a
 writer waits. So the walk is done twice and the bytes compared. Every record carries the mm's ``mm_lock_seq`` (since
@@ -35,6 +36,7 @@ _LINK_CREATE: Final = 28
 _ITER_CREATE: Final = 33
 _PROG_TYPE_TRACING: Final = 26
 _TRACE_ITER: Final = 28
+_INITIAL_PIDS: Final = f"pid:[{0xEFFF_FFFC}]"  # PROC_PID_INIT_INO
 _READ_SIZE: Final = 1 << 16  # the kernel hands over at most half of that at a time
 _LOG_SIZE: Final = 1 << 20
 _EPERM, _EACCES, _ENOSYS = 1, 13, 38
@@ -60,17 +62,21 @@ class Program:
     """The iterator program, loaded for one range of addresses.
 
     low, high: only VMAs that overlap ``[low, high)`` are shown.
+    pid: only those of that process (`bpf_program.READER`: the one that reads), where the iterator cannot be told.
     Raises NotPermitted or NotSupported, the message naming what is missing.
     """
 
-    def __init__(self, low: int = 0, high: int = 1 << 63, *, btf: Btf | None = None) -> None:
+    def __init__(self, low: int = 0, high: int = 1 << 63, pid: int = 0, *, btf: Btf | None = None) -> None:
         self.fd = -1
+        self._range = (low, high)
         try:
             btf = btf or Btf.running_kernel()
+            self.selects = program.takes_one_task(btf)
+            self._btf = None if self.selects else btf
             target = btf.function_id(program.ITERATOR)
             if target is None:
                 raise NotSupported("this kernel has no BPF iterator over VMAs (it came with Linux 5.12)")
-            code = program.assemble(btf, low, high)
+            code = program.assemble(btf, low, high, 0 if self.selects else pid)
         except BtfError as error:
             raise NotSupported(f"{error}: exact snapshots need a kernel built with CONFIG_DEBUG_INFO_BTF") from None
         try:
@@ -102,8 +108,13 @@ class Program:
         return _bpf(_PROG_LOAD, ctypes.create_string_buffer(bytes(attributes), 128))
 
     def watch(self, pid: int) -> "Watch":
-        """An iterator over the VMAs of `pid` alone. Raises NotSupported before Linux 6.1."""
-        return Watch(self, pid)
+        """An iterator over the VMAs of `pid` alone. Raises NotSupported."""
+        if self.selects:
+            return Watch(self, pid)
+        if os.readlink("/proc/self/ns/pid") != _INITIAL_PIDS:
+            raise NotSupported("no BPF iterator over one process in a pid namespace (a container) before Linux 6.1")
+        with Program(*self._range, pid, btf=self._btf) as own:
+            return Watch(own, pid)
 
     def close(self) -> None:
         """Unload the program; safe to call twice."""
@@ -124,11 +135,11 @@ class Watch:
     def __init__(self, loaded: Program, pid: int) -> None:
         self.pid = pid
         info = ctypes.create_string_buffer(struct.pack("<III", pid, 0, 0), 16)  # bpf_iter_link_info.task.tid
-        attributes = struct.pack("<IIIIQII", loaded.fd, 0, _TRACE_ITER, 0, _address(info), 16, 0)
+        attributes = struct.pack("<IIIIQII", loaded.fd, 0, _TRACE_ITER, 0, _address(info), len(info), 0)
         try:
             self._link = _bpf(_LINK_CREATE, ctypes.create_string_buffer(attributes, len(attributes)))
         except OSError as error:
-            raise NotSupported(f"no BPF iterator over one process (Linux 6.1 or later): {error.strerror}") from None
+            raise NotSupported(f"no BPF iterator over process {pid}: {error.strerror}") from None
         self._iterate = ctypes.create_string_buffer(struct.pack("<II", self._link, 0), 8)
         # One buffer for all walks, so that a process that reads its own VMAs does not change them while it does.
         self._buffer = mmap.mmap(-1, 16 * _READ_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -53,6 +53,10 @@ KIND_NAMED: Final = 4  # prctl(PR_SET_VMA_ANON_NAME); a name record follows
 CHAIN_LIMIT: Final = 255
 """Chains are counted up to here: the verifier wants a bound."""
 
+READER: Final = -1
+"""In place of a pid: the process that reads the iterator."""
+
+_GET_CURRENT_PID_TGID: Final = 14
 _PROBE_READ_KERNEL: Final = 113
 _SEQ_WRITE: Final = 127
 _PROBE_READ_KERNEL_STR: Final = 115
@@ -61,7 +65,7 @@ _R0, _R1, _R2, _R3, _R4, _R5, _R6, _R7, _R8, _R9, _FP = range(11)
 _MM, _SEQ, _KIND = _R8, _R9, _R6
 
 _LOAD: Final = {8: 0x79, 4: 0x61, 2: 0x69}
-_ALWAYS, _EQ, _GT, _GE, _LT, _LE = 0x00, 0x10, 0x20, 0x30, 0xA0, 0xB0
+_ALWAYS, _EQ, _GT, _GE, _NE, _LT, _LE = 0x00, 0x10, 0x20, 0x30, 0x50, 0xA0, 0xB0
 
 
 class _Assembler:
@@ -103,6 +107,10 @@ class _Assembler:
     def shift_left(self, dst: int, bits: int) -> None:
         """Emit dst <<= bits."""
         self._emit(0x67, dst, 0, 0, bits)
+
+    def shift_right(self, dst: int, bits: int) -> None:
+        """Emit dst >>= bits."""
+        self._emit(0x77, dst, 0, 0, bits)
 
     def or_register(self, dst: int, src: int) -> None:
         """Emit dst |= src."""
@@ -155,10 +163,17 @@ def _need(btf: Btf, struct_name: str, path: str) -> int:
     return offset
 
 
-def assemble(btf: Btf, low: int = 0, high: int = 1 << 63) -> bytes:
+def takes_one_task(btf: Btf) -> bool:
+    """Whether the iterator can be told to walk one task alone (since 6.1): before, it walks all of the system's."""
+    return btf.offset("bpf_iter_seq_task_common", "pid") is not None
+
+
+def assemble(btf: Btf, low: int = 0, high: int = 1 << 63, pid: int = 0) -> bytes:
     """The program that writes a record for every VMA that overlaps ``[low, high)``.
 
-    Raises BtfError where this kernel lacks a field that every supported one (6.1 to 7.x) has.
+    pid: passes over all tasks but that process (0: over none; READER: all but the one that reads), by its number in
+        the initial pid namespace.
+    Raises BtfError where this kernel lacks a field that every supported one (5.17 to 7.x) has.
     """
     asm = _Assembler()
     vma = _R7
@@ -170,6 +185,17 @@ def assemble(btf: Btf, low: int = 0, high: int = 1 << 63) -> bytes:
     asm.load(_SEQ, _R2, _need(btf, "bpf_iter_meta", "seq"))
     asm.load(vma, _R1, 16)  # struct bpf_iter__task_vma { meta, task, vma }
     asm.jump_if(_EQ, vma, 0, "end of walk")
+    if pid:
+        task = _R6
+        asm.load(task, _R1, 8)
+        asm.jump_if(_EQ, task, 0, "exit")
+        if pid == READER:
+            asm.call(_GET_CURRENT_PID_TGID)
+            asm.shift_right(_R0, 32)
+        else:
+            asm.set(_R0, pid)
+        asm.load(_R2, task, _need(btf, "task_struct", "tgid"), 4)
+        asm.jump_if_register(_NE, _R2, _R0, "exit")
     asm.load(_R2, vma, field("vm_end"))
     asm.set(_R1, low)
     asm.jump_if_register(_LE, _R2, _R1, "exit")

@@ -50,7 +50,7 @@ from vmaweld.abi import (
     page_align_up,
 )
 from vmaweld.events import Event
-from vmaweld.kernel import bpf, bpf_records, procfs, syscalls
+from vmaweld.kernel import bpf, bpf_program, bpf_records, procfs, syscalls
 from vmaweld.kernel import executor_child as child
 from vmaweld.kernel.errors import KernelError
 from vmaweld.snapshot import Row, Snapshot
@@ -119,7 +119,7 @@ class Executor:
         self._program: bpf.Program | None = None
         if exact is not False:
             try:
-                self._program = bpf.Program(low, high)
+                self._program = bpf.Program(low, high, bpf_program.READER)
             except KernelError:
                 if exact:
                     raise

@@ -34,14 +34,18 @@ def _debian(*suites: str) -> Series:
     return Series("Debian", "amd64", suites)
 
 
-def _ubuntu(release: str) -> Series:
-    return Series("Ubuntu", "generic", (f"{release}-updates", release))
+def _ubuntu(release: str, flavour: str = "generic") -> Series:
+    return Series("Ubuntu", flavour, (f"{release}-updates", release))
 
 
 KERNELS: Final[dict[str, Series]] = {
     "5.10": _debian("bullseye-security", "bullseye"),
     "5.15": _ubuntu("jammy"),
+    "5.17": _ubuntu("jammy", "oem"),
+    "5.19": _ubuntu("jammy"),
+    "6.0": _ubuntu("jammy", "oem"),
     "6.1": _debian("bookworm-security", "bookworm"),
+    "6.2": _ubuntu("jammy"),
     "6.5": _ubuntu("jammy"),
     "6.8": _ubuntu("noble"),
     "6.11": _ubuntu("noble"),
