@@ -4,6 +4,7 @@ import ctypes
 import errno
 import mmap
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -247,23 +248,34 @@ def test_one_shared_page_costs_one_seam(four: tuple[int, int]) -> None:
         os.waitpid(child, 0)
 
 
-def test_the_page_of_zeroes_counts_as_shared_where_the_kernel_does_not_move_it(four: tuple[int, int]) -> None:
+@pytest.mark.parametrize("unshare", [False, True])
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_page_of_zeroes_stays_where_the_kernel_cannot_move_it(
+    four: tuple[int, int], unshare: bool, quick: bool
+) -> None:
     start, end = four
     syscalls.madvise(start + 7 * PAGE, PAGE, abi.MADV_DONTNEED)  # in the third fragment
     assert ctypes.string_at(start + 7 * PAGE, 1) == b"\0"
-    older = plan.Limits(start, end, zero_stays=True)
+    limits = plan.Limits(start, end, unshare=unshare)
     snapshot = snapshots.take(PID)
     with Pagemap(PID) as pages:
-        assert plan.make(snapshot, pages, plan.Limits(start, end)).left == []
-        made = plan.make(snapshot, pages, older)
-        assert (made.seams, made.left) == (
-            2,
-            [plan.Left(start + 6 * PAGE, start + 9 * PAGE, 1, plan.SHARED_OR_ZERO, 1)],
-        )
-        made = plan.make(snapshot, pages, older._replace(unshare=True))
-    assert (made.seams, made.shared, made.left) == (3, 1, [])
-    written = [page for first, last in made.candidates[0].populate for page in range(first, last, PAGE)]
-    assert start + 7 * PAGE in written
+        assert plan.make(snapshot, pages, limits, quick=quick).left == []
+        made = plan.make(snapshot, pages, limits._replace(zero_stays=True), quick=quick)
+    left = plan.Left(start + 6 * PAGE, start + 9 * PAGE, 1, plan.ZEROES, 1)
+    assert (made.seams, made.left) == (2, [left])
+
+
+@pytest.mark.parametrize(
+    ("release", "stays"),
+    [
+        *(("6.8.0-151-generic", True), ("6.9.1", False), ("6.12.117+deb13-amd64", False), ("6.15.11", False)),
+        *(("6.16.0", True), ("6.17.0-42-generic", True), ("6.18", True), ("6.18.20", True), ("6.18.21", False)),
+        *(("6.18.44-x", False), ("6.19.10", True), ("6.19.11", False), ("7.0.0-43-generic", False), ("7.2.13", False)),
+    ],
+)
+def test_which_kernels_cannot_move_zeroes(monkeypatch: pytest.MonkeyPatch, release: str, stays: bool) -> None:
+    monkeypatch.setattr(platform, "release", lambda: release)
+    assert support.zero_stays() is stays
 
 
 def test_pages_once_shared_cost_nothing_to_unshare(four: tuple[int, int]) -> None:

@@ -23,7 +23,7 @@ from vmaweld.kernel import snapshots, syscalls
 from vmaweld.kernel.guest import Guest
 from vmaweld.kernel.pagemap import ZERO, Pagemap
 from vmaweld.verify.run import configured_anon_names
-from vmaweld.welding import local, remote, support
+from vmaweld.welding import local, remote
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding.plan import Left
 from vmaweld.welding.program import Program
@@ -308,9 +308,7 @@ def one(seed: int, helper: Helper | None = None) -> tuple[Report, Arena, str]:
         what = f"seed {seed} other={other} unshare={unshare} {Failing.failed_step!r} {arena.kinds}"
         assert before == after, f"contents or holes differ: {what}"
         least = present if "huge" not in arena.kinds else len(before)
-        # Until 6.8 --unshare makes real pages of mapped zeroes too.
-        most = (arena.end - arena.start) // PAGE if unshare and support.zero_stays() else present
-        assert least <= now_present <= most, f"{present} pages before, {now_present} after: {what}"
+        assert least <= now_present <= present, f"{present} pages before, {now_present} after: {what}"
         assert flags == flags_of(pid, arena.start, arena.end), f"flags differ: {what}"
         assert report.closed + sum(left.seams for left in report.left) == report.seams, f"{report}: {what}"
         rows = snapshots.take(pid).rows

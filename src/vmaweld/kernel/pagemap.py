@@ -104,9 +104,8 @@ class Pagemap:
             return self._read(start, end)
         found: list[Run] = []
         for first, last, kinds in regions:
-            kind = PRESENT | EXCLUSIVE if kinds & _SCAN_PRESENT else SWAPPED
-            if kinds & _SCAN_ZERO:
-                kind |= ZERO
+            there = PRESENT | ZERO if kinds & _SCAN_ZERO else PRESENT | EXCLUSIVE
+            kind = there if kinds & _SCAN_PRESENT else SWAPPED
             if found and found[-1].end == first and found[-1].kind == kind:
                 first = found.pop().start
             found.append(Run(first, last, kind))

@@ -18,7 +18,9 @@ ROOM_GUARD: Final = 16 << 20
 
 GAIN: Final = "fewer seams together than --min-gain asks for"
 SHARED: Final = "pages shared with another process, or by KSM: --unshare makes them its own"
-SHARED_OR_ZERO: Final = f"{SHARED}; so are mapped pages of zeroes, which move since Linux 6.9 only"
+ZEROES: Final = "mapped pages of zeroes, which this kernel cannot move: Linux 6.9 to 6.15, and 6.18.21 or later, can"
+_OWN: Final = pagemap.EXCLUSIVE | pagemap.FILE | pagemap.ZERO
+"""A page that is present and none of these is shared."""
 _NEVER: Final[tuple[tuple[int, str], ...]] = (
     (abi.VM_MAYSHARE | abi.VM_SHARED, "shared memory: its pages belong to no one process"),
     (abi.VM_HUGETLB, "hugetlb memory: UFFDIO_MOVE does not take it"),
@@ -106,8 +108,7 @@ class Limits(NamedTuple):
     relock: "" where mlocked memory may be unlocked for the moment and locked again, else why not.
     failed: seams that were tried already, by address, with the reason why they stayed open.
     avoid: addresses whose VMAs must not be touched, with the reason.
-    zero_stays: this kernel's UFFDIO_MOVE does not take the page of zeroes, which a read maps (until 6.8): it counts as
-        shared.
+    zero_stays: the page of zeroes, which a read maps, must not be moved (see `support.zero_stays`).
     """
 
     low: int = 0
@@ -129,7 +130,6 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool =
     candidates: list[Candidate] = []
     left: list[Left] = []
     moved = copied = 0
-    common = SHARED_OR_ZERO if limits.zero_stays else SHARED
     for rows in _chains(snapshot, limits, left):
         reason = _why_not(rows, snapshot, limits)
         if reason:
@@ -139,9 +139,9 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool =
             left.append(_left(rows, GAIN))
             continue
         populated = look(rows[0].start, rows[-1].end)
-        for part, shared in _split_at_shared(rows, populated, limits):
-            if shared:
-                left.append(Left(part[0].end, part[-1].end, len(part) - 1, common, shared))
+        for part, held, reason in _split_at_held(rows, populated, limits):
+            if held:
+                left.append(Left(part[0].end, part[-1].end, len(part) - 1, reason, held))
                 continue
             reason = _locked_reason(part, populated, limits.low)
             if reason:
@@ -149,14 +149,12 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool =
                 continue
             inside = clip(populated, part[1].start, part[-1].end)
             totals = pagemap.totals(inside)
-            shared = totals.shared + (totals.zero if limits.zero_stays else 0)
             moved += totals.populated
-            copied += shared
+            copied += totals.shared
             populate: Sequence[tuple[int, int]] = ()
             if limits.unshare:
-                stays = 0 if limits.zero_stays else pagemap.ZERO
-                populate = [(start, end) for start, end, kind in inside if not kind & stays]
-            candidates.append(Candidate(part, populated, populate, shared))
+                populate = [(start, end) for start, end, kind in inside if not kind & pagemap.ZERO]
+            candidates.append(Candidate(part, populated, populate, totals.shared))
     return Plan(candidates, left, moved, copied)
 
 
@@ -267,32 +265,46 @@ def clip(runs: Sequence[pagemap.Run], start: int, end: int) -> list[pagemap.Run]
     return [pagemap.Run(max(run.start, start), min(run.end, end), run.kind) for run in runs[first:last]]
 
 
-def _split_at_shared(
+def _split_at_held(
     rows: Sequence[Row], populated: Sequence[pagemap.Run], limits: Limits
-) -> Iterator[tuple[Sequence[Row], int]]:
-    """Parts of `rows`: those that can be folded into their first (0), and those that share pages (how many).
+) -> Iterator[tuple[Sequence[Row], int, str]]:
+    """Parts of `rows`: those that can be folded into their first (0, ""), and those held by pages (how many, why).
 
-    A VMA with shared pages can keep, for its pages stay as they are, but cannot be folded into another. Parts overlap
-    by a row: the last of one is the first of the next.
+    A VMA with such pages can keep, for its pages stay as they are, but cannot be folded into another. Parts overlap by
+    a row: the last of one is the first of the next.
     """
-    no_one_else = pagemap.EXCLUSIVE | pagemap.FILE | (0 if limits.zero_stays else pagemap.ZERO)
-    shared = [(start, end) for start, end, kind in populated if kind & pagemap.PRESENT and not kind & no_one_else]
-    if not shared or limits.unshare:
-        yield rows, 0
+    held = {
+        reason: _pages_by_row(rows, populated, mask, kind)
+        for reason, mask, kind, holds in (
+            (SHARED, _OWN | pagemap.PRESENT, pagemap.PRESENT, not limits.unshare),
+            (ZEROES, pagemap.ZERO, pagemap.ZERO, limits.zero_stays),
+        )
+        if holds
+    }
+    if not any(held.values()):
+        yield rows, 0, ""
         return
-    starts = [row.start for row in rows]
-    counts = [0] * len(rows)
-    for start, end in shared:
-        at = bisect_left(starts, start + 1) - 1
-        while at < len(rows) and rows[at].start < end:
-            counts[at] += (min(end, rows[at].end) - max(start, rows[at].start)) >> abi.PAGE_SHIFT
-            at += 1
+    why = [next((reason for reason, counts in held.items() if counts.get(at)), "") for at in range(len(rows))]
     first = 0
     for at in range(1, len(rows) + 1):
-        if at == len(rows) or bool(counts[at]) != bool(counts[first + 1]):
-            part = rows[first:at]
-            yield part, sum(counts[first + 1 : at])
+        if at == len(rows) or why[at] != why[first + 1]:
+            reason = why[first + 1]
+            yield rows[first:at], sum(held[reason].get(one, 0) for one in range(first + 1, at)) if reason else 0, reason
             first = at - 1
+
+
+def _pages_by_row(rows: Sequence[Row], populated: Sequence[pagemap.Run], mask: int, kind: int) -> dict[int, int]:
+    """How many pages, by the index of the row they lie in, are of that kind as far as `mask` looks."""
+    runs = [(start, end) for start, end, bits in populated if bits & mask == kind]
+    counts: dict[int, int] = {}
+    starts = [row.start for row in rows] if runs else []
+    for start, end in runs:
+        at = bisect_left(starts, start + 1) - 1
+        while at < len(rows) and rows[at].start < end:
+            pages = (min(end, rows[at].end) - max(start, rows[at].start)) >> abi.PAGE_SHIFT
+            counts[at] = counts.get(at, 0) + pages
+            at += 1
+    return counts
 
 
 def _keep_from(row: Row, low: int) -> int:

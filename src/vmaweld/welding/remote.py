@@ -142,7 +142,8 @@ class _Weld:
 
     def _plan(self, snapshot: Snapshot, pages: Pagemap, limits: plan.Limits) -> plan.Plan:
         prepared, self._prepared = self._prepared, None
-        if prepared is not None and prepared[0] is snapshot and not limits.unshare and not limits.avoid:
+        again = limits.unshare or limits.avoid or limits.zero_stays
+        if prepared is not None and prepared[0] is snapshot and not again:
             made = prepared[1]
             # Pages may have come since, which matters only where they are counted on: a VMA that had no anon_vma has
             # none still, or the snapshot would differ; but what is mlocked may have got a hole.

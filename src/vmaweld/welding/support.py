@@ -24,12 +24,18 @@ def check_machine() -> None:
 
 
 def _kernel() -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+    return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:3])
 
 
 def zero_stays() -> bool:
-    """True until 6.8, where UFFDIO_MOVE of the page of zeroes is EBUSY (see `plan.Limits`)."""
-    return _kernel() < (6, 9)
+    """True where UFFDIO_MOVE must not meet the page of zeroes, which a read maps.
+
+    6.8 answers EBUSY to it. From 6.16 on move_pages_huge_pmd() writes a PMD without a page for a huge one, at which the
+    next walk of the page tables dies (CVE-2026-31397): mended in 7.0 and, at the latest, in 6.18.21 and 6.19.11.
+    """
+    kernel = _kernel()
+    mended = kernel >= (7, 0) or (6, 18, 21) <= kernel < (6, 19) or kernel >= (6, 19, 11)
+    return kernel < (6, 9) or (kernel >= (6, 16) and not mended)
 
 
 def check_own() -> None:
