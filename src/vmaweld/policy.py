@@ -59,6 +59,8 @@ MADVISE_EAGAIN = "madvise-eagain"
 """Since 5.17: madvise that would need more VMAs than vm.max_map_count fails with EAGAIN; before, with ENOMEM."""
 ANON_NAMES = "anon-names"
 """Since 5.17: prctl(PR_SET_VMA_ANON_NAME), where the kernel is configured for it (see `System`)."""
+NAMES_SHARED_ANON = "names-shared-anon"
+"""Since 6.2: shared anonymous memory and memfds can be named too; before, no VMA that has a file."""
 MSEAL = "mseal"
 """Since 6.10: mseal()."""
 DROPPABLE = "droppable"
@@ -82,6 +84,9 @@ ONFAULT_CHECKS_ACCESS = "onfault-checks-access"
 STACK_GAP_STAYS = "stack-gap-stays"
 """Until 6.0: a stack keeps the gap below it free and no more; since the maple tree (6.1) a search that meets a stack
 goes on below its gap, passing what lies in between."""
+REMOVE_NEEDS_WRITE = "remove-needs-write"
+"""Until 6.6 (not in stable releases of 5.10 and 6.1): MADV_REMOVE takes shared mappings that are writable; since then
+those too that may become so."""
 UFFD_MOVE = "uffd-move"
 """Since 6.8: UFFDIO_MOVE."""
 
@@ -102,8 +107,12 @@ _5_17 = (_5_10 - {DONTUNMAP_ACCOUNTS_NEXT}) | {
     MADVISE_EAGAIN,
     MREMAP_NEEDS_VMA,
     DONTUNMAP_UNLINKS,
+    REMOVE_NEEDS_WRITE,
 }
-_6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, ONFAULT_CHECKS_ACCESS, STACK_GAP_STAYS}) | {
+_GONE_BY_6_1 = frozenset(
+    {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, ONFAULT_CHECKS_ACCESS, STACK_GAP_STAYS, REMOVE_NEEDS_WRITE}
+)
+_6_1 = (_5_17 - _GONE_BY_6_1) | {
     MERGE_AFTER_GROW,
     MMAP_ASKS_NEXT_FIRST,
     MADV_DONTNEED_LOCKED_ROW,
@@ -117,6 +126,7 @@ _6_1 = (_5_17 - {FORK_REUSES_BY_DEGREE, BRK_MERGES_NEXT, ONFAULT_CHECKS_ACCESS, 
 _6_12 = (_6_1 - {CLOSE_NEVER_MERGES, MMAP_ASKS_NEXT_FIRST, DONTUNMAP_SKIPS_MERGE}) | {
     UNACCOUNT_UNFAULTED,
     THP_ALIGNED_MMAP,
+    NAMES_SHARED_ANON,
     MSEAL,
     DROPPABLE,
     UFFD_MOVE,
@@ -142,7 +152,7 @@ KERNELS: dict[str, frozenset[str]] = {
     "linux-6.18": _6_18,
     "linux-7.2": _7_2,
 }
-"""The rows of every kernel that has been held against the real one; 5.17 is bracketed by 5.10 and 6.1."""
+"""The rows of every kernel that has been held against the real one."""
 
 CHANGES: dict[str, frozenset[str]] = {
     "pgoff": frozenset({UPDATE_PGOFF}),
@@ -188,8 +198,10 @@ class Policy:
         "mremap_needs_vma",
         "mseal",
         "name",
+        "names_shared_anon",
         "onfault_checks_access",
         "populate_stops_at_hole",
+        "remove_needs_write",
         "rows",
         "shared_uffd_wp",
         "stack_gap_stays",
@@ -228,6 +240,7 @@ class Policy:
         self.guard_flag: bool = GUARD_FLAG in rows
         self.madvise_eagain: bool = MADVISE_EAGAIN in rows
         self.anon_names: bool = ANON_NAMES in rows
+        self.names_shared_anon: bool = NAMES_SHARED_ANON in rows
         self.mseal: bool = MSEAL in rows
         self.droppable: bool = DROPPABLE in rows
         self.shared_uffd_wp: bool = SHARED_UFFD_WP in rows
@@ -239,6 +252,7 @@ class Policy:
         self.dontunmap_accounts_next: bool = DONTUNMAP_ACCOUNTS_NEXT in rows
         self.dontunmap_skips_merge: bool = DONTUNMAP_SKIPS_MERGE in rows
         self.onfault_checks_access: bool = ONFAULT_CHECKS_ACCESS in rows
+        self.remove_needs_write: bool = REMOVE_NEEDS_WRITE in rows
         self.stack_gap_stays: bool = STACK_GAP_STAYS in rows
         self.ignored_flags: int = VM_SOFTDIRTY | (VM_MAYBE_GUARD if self.guard_flag else 0)
         """Flags in which a request and its neighbour may differ (``VM_IGNORE_MERGE``)."""

@@ -8,8 +8,8 @@ Consistency. The iterator holds the mmap lock for reading, but lets go of it whe
 writer waits. So the walk is done twice and the bytes compared. Every record carries the mm's ``mm_lock_seq`` (since
 6.4), which each write-locked section changes: equal throughout means that no VMA came, went or changed between the
 first record and the last. The only change that needs no write lock is a fault that gives a VMA its anon_vma; it happens
-once and is never undone under the same ``mm_lock_seq``, so two equal walks prove the state at the end of the first. On
-6.1 there is no ``mm_lock_seq``: there two equal walks, ``map_count`` included, leave out only a change that was exactly
+once and is never undone under the same ``mm_lock_seq``, so two equal walks prove the state at the end of the first.
+Before, there is no ``mm_lock_seq``: there two equal walks, ``map_count`` included, leave out only a change that was exactly
 undone in between. A stopped process is consistent at the first try; one that keeps changing is read `ATTEMPTS` times
 and then given with `consistent` False.
 """
@@ -73,6 +73,8 @@ class Program:
             btf = btf or Btf.running_kernel()
             self.selects = program.takes_one_task(btf)
             self._btf = None if self.selects else btf
+            if not self.selects and pid != program.READER and os.readlink("/proc/self/ns/pid") != _INITIAL_PIDS:
+                raise NotSupported("no BPF iterator over one process from a container: that came with Linux 6.1")
             target = btf.function_id(program.ITERATOR)
             if target is None:
                 raise NotSupported("this kernel has no BPF iterator over VMAs (it came with Linux 5.12)")
@@ -111,8 +113,6 @@ class Program:
         """An iterator over the VMAs of `pid` alone. Raises NotSupported."""
         if self.selects:
             return Watch(self, pid)
-        if os.readlink("/proc/self/ns/pid") != _INITIAL_PIDS:
-            raise NotSupported("no BPF iterator over one process in a pid namespace (a container) before Linux 6.1")
         with Program(*self._range, pid, btf=self._btf) as own:
             return Watch(own, pid)
 

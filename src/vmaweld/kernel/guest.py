@@ -80,7 +80,7 @@ def available(version: str) -> tuple[bool, str]:
 class Guest:
     """A kernel to run commands under.
 
-    version: "5.10", "6.1", "6.12", "7.2" or whatever else the Debian archive holds; the newest image of it is used.
+    version: of `guest_archive.KERNELS`, or whatever newer one the Debian archive holds; its newest image is used.
     memory: MiB. options: more for the kernel's command line. progress: told in a line what takes time.
     Raises GuestError where QEMU or the image cannot be had.
     """

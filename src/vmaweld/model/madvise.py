@@ -132,6 +132,10 @@ def madvise(space: AddressSpace, addr: int, length: int, advice: int) -> int:
     return _walk(space, addr, end, advice, None)
 
 
+_ANON_SHMEM: Final = ("/dev/zero (deleted)", "/memfd:")
+"""What `vma_is_anon_shmem` says yes to: files of tmpfs without a link when they were mapped."""
+
+
 def set_name(space: AddressSpace, addr: int, length: int, name: str) -> int:
     """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME): "" takes the name away. Returns 0. Raises EINVAL, ENOMEM, EBADF."""
     if not (space.machine.policy.anon_names and space.machine.anon_names):
@@ -160,7 +164,7 @@ def _walk(space: AddressSpace, start: int, end: int, advice: int, name: str | No
         if name is None:
             vma = _advise(space, vma, start, stop, advice)
         else:
-            if vma.file:
+            if vma.file and not (space.machine.policy.names_shared_anon and vma.file.startswith(_ANON_SHMEM)):
                 raise LinuxError(errno.EBADF, "only anonymous memory can be named")
             if vma.name != name:
                 vma = _modify(space, vma, start, stop, vma.flags, name)
@@ -227,7 +231,8 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
     elif advice == MADV_REMOVE:
         if flags & VM_LOCKED or not vma.file:
             raise LinuxError(errno.EINVAL, "only for unlocked file mappings")
-        if flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
+        needed = VM_SHARED | (VM_WRITE if space.machine.policy.remove_needs_write else VM_MAYWRITE)
+        if flags & needed != needed:
             raise LinuxError(errno.EACCES, "only for shared mappings that may be written")
     elif advice in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE):
         install = advice == MADV_GUARD_INSTALL

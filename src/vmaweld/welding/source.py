@@ -31,7 +31,7 @@ class Source:
         self._watch: bpf.Watch | None = None
         self._last: tuple[bytes, Snapshot] | None = None
         if bpf.available()[0]:
-            with contextlib.suppress(NotSupported):  # the process is gone, or a kernel before 6.1
+            with contextlib.suppress(NotSupported):  # the process is gone
                 self._watch = bpf.loaded().watch(pid)
 
     def take(self) -> Snapshot:
