@@ -314,6 +314,26 @@ def test_range_of_addresses_only(unlike: Holder) -> None:
 
 
 @pytest.mark.live
+def test_a_program_that_passes_over_other_processes(unlike: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until 6.0 the iterator walks them all. Here it is told which, and the program looks too."""
+    need_bpf()
+    mine, theirs = os.getpid(), unlike.pid
+    wanted = len(snapshots.take(theirs).rows)
+    monkeypatch.setattr(bpf_program, "takes_one_task", lambda btf: False)
+    require(os.readlink("/proc/self/ns/pid") == "pid:[4026531836]", "not in the machine's own pid namespace")
+
+    def rows(program_for: int, walked: int) -> int:
+        with bpf.Program(pid=program_for) as program, bpf.Watch(program, walked) as watch:
+            return len(bpf_records.parse(walked, watch.read(), True).rows)
+
+    assert rows(theirs, theirs) == wanted
+    assert rows(mine, theirs) == 0
+    assert rows(bpf_program.READER, mine) > 10
+    assert rows(bpf_program.READER, theirs) == 0
+    with bpf.Program() as program, program.watch(theirs) as watch:
+        assert len(bpf_records.parse(theirs, watch.read(), True).rows) == wanted
+
+
 def test_a_refused_program_says_what_the_verifier_said(monkeypatch: pytest.MonkeyPatch) -> None:
     need_bpf()
     monkeypatch.setattr(bpf_program, "assemble", lambda *_arguments: bytes([0x95, 0, 0, 0, 0, 0, 0, 0]))

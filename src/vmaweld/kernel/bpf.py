@@ -9,9 +9,9 @@ writer waits. So the walk is done twice and the bytes compared. Every record car
 6.4), which each write-locked section changes: equal throughout means that no VMA came, went or changed between the
 first record and the last. The only change that needs no write lock is a fault that gives a VMA its anon_vma; it happens
 once and is never undone under the same ``mm_lock_seq``, so two equal walks prove the state at the end of the first.
-Before, there is no ``mm_lock_seq``: there two equal walks, ``map_count`` included, leave out only a change that was exactly
-undone in between. A stopped process is consistent at the first try; one that keeps changing is read `ATTEMPTS` times
-and then given with `consistent` False.
+Before, there is no ``mm_lock_seq``: there two equal walks, ``map_count`` included, leave out only a change that was
+exactly undone in between. A stopped process is consistent at the first try; one that keeps changing is read `ATTEMPTS`
+times and then given with `consistent` False.
 """
 
 import ctypes
