@@ -1170,3 +1170,35 @@ def test_clone_vm_shares_everything() -> None:
         2: count 0
         """,
     )
+
+
+# What releases do differently, found by holding them against their kernels ------------------------------
+
+
+def called(policy: str, *events: Event) -> str:
+    """The errno of the last of `events` under `policy`, "" where it succeeds."""
+    world = World(policy)
+    for event in events[:-1]:
+        world.apply(event)
+    try:
+        world.apply(events[-1])
+    except LinuxError as error:
+        return errno.errorcode[error.errno]
+    return ""
+
+
+def test_remove_needs_a_mapping_that_is_or_may_become_writable() -> None:
+    flags = abi.MAP_SHARED | abi.MAP_ANONYMOUS | abi.MAP_FIXED
+    shared = Event("mmap", 1, addr=page(0), length=PAGE_SIZE, flags=flags)
+    remove = Event("madvise", 1, addr=page(0), length=PAGE_SIZE, flags=abi.MADV_REMOVE)
+    found = {policy: called(policy, shared, remove) for policy in STOCK.split()}
+    assert found == {**dict.fromkeys(STOCK.split(), ""), "linux-5.17": "EACCES"}  # 5.10 and 6.1 took it from 6.7
+
+
+@pytest.mark.parametrize(("file", "since_6_2"), [("/memfd:a", ""), ("", ""), ("/usr/lib/x", "EBADF")])
+def test_names_of_shared_memory(file: str, since_6_2: str) -> None:
+    flags = abi.MAP_SHARED | abi.MAP_FIXED | (0 if file else abi.MAP_ANONYMOUS)
+    shared = Event("mmap", 1, addr=page(0), length=PAGE_SIZE, prot=abi.PROT_READ, flags=flags, file=file)
+    name = Event("set_name", 1, addr=page(0), length=PAGE_SIZE, file="a")
+    found = [called(policy, shared, name) for policy in SINCE_5_17.split()]
+    assert found == ["EBADF", "EBADF", since_6_2, since_6_2, since_6_2]
