@@ -306,6 +306,7 @@ def test_study_of_a_compile_and_its_fidelity(tmp_path: Path) -> None:
     assert "cc " in ours
     assert f"make -C {project}: exit status 0" in theirs
     assert "linux-5.17+series" in theirs
+    assert "Next: `vmaweld report make.trace` draws it" in theirs
     checked = json.loads(run("replay", "make.trace", "--check", "--json", cwd=tmp_path).stdout)
     assert checked["passed"], checked["inexact"][:5]
 
@@ -317,4 +318,5 @@ def test_the_commands_failure_is_reported_not_ours(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("before\n")
     assert "exit status 7" in done.stdout
+    assert "Next: `vmaweld study -o FILE -- COMMAND` keeps the recording" in done.stdout
     assert not [name for name in os.listdir(tmp_path) if name != "two.trace"]

@@ -4,6 +4,8 @@ A policy is a kernel, optionally followed by changes: ``linux-5.17+series``, ``l
 the patches of the series under the names of `CHANGES`.
 """
 
+import re
+
 from vmaweld.abi import VM_MAYBE_GUARD, VM_SOFTDIRTY
 
 # The rows. `until` or `since` tells the release whose change made the difference.
@@ -284,14 +286,24 @@ def parse_policy(name: str) -> Policy:
     return Policy(name, rows)
 
 
+def release_numbers(release: str) -> tuple[int, int, int]:
+    """The numbers of a kernel release; those that it leaves out are 0.
+
+    >>> release_numbers("6.12.117+deb13-amd64"), release_numbers("7.3-rc1")
+    ((6, 12, 117), (7, 3, 0))
+    """
+    numbers = [int(number) for number in re.findall(r"\d+", release.partition("-")[0])[:3]]
+    numbers += [0] * (3 - len(numbers))
+    return numbers[0], numbers[1], numbers[2]
+
+
 def policy_for_release(release: str) -> Policy:
     """The policy nearest below a kernel release such as ``6.18.44-x`` (the oldest for anything older).
 
     >>> policy_for_release("6.6.1").name
     'linux-6.1'
     """
-    parts = release.replace("-", ".").split(".")
-    version = (int(parts[0]), int(parts[1]))
+    version = release_numbers(release)[:2]
     best = ""
     for kernel in KERNELS:
         major, minor = kernel.removeprefix("linux-").split(".")

@@ -93,6 +93,8 @@ def command(
                 _separate()
             with open_trace(path) as trace:
                 _answer(trace, base, policies, as_json)
+            if not as_json:
+                _next(output)
     except TraceError as error:
         fail(str(error), USAGE if sample else NO)
 
@@ -103,6 +105,17 @@ def _answer(trace: Trace, base: str | None, policies: tuple[str, ...], as_json: 
         print_json(answer_data(answer))
     else:
         print_answer(answer, console())
+
+
+def _next(kept: Path | None) -> None:
+    """What one may do after a study. kept: where the recording is, if it is."""
+    file = kept or "FILE"
+    lines = [] if kept else ["`vmaweld study -o FILE -- COMMAND` keeps the recording"]
+    lines += [
+        f"`vmaweld report {file}` draws it, `vmaweld replay --check {file}` tells how exact the model was",
+        "`vmaweld inspect PID` shows the same of a process that runs, `vmaweld weld PID` mends it",
+    ]
+    click.echo("\nNext: " + "\n      ".join(lines))
 
 
 def _separate() -> None:

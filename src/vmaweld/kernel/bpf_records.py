@@ -5,12 +5,12 @@ A module of its own, so that it can be compiled: a snapshot of 60,000 VMAs is 60
 
 import gc
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from vmaweld.abi import EARLIER_BITS
 from vmaweld.kernel.bpf_program import ACTIVE, ANON_VMA, NAME_TAG, RECORD, ROOT, START
+from vmaweld.policy import release_numbers
 from vmaweld.snapshot import AnonVma, Row, Snapshot
 
 _NAME_TAG: Final = NAME_TAG.to_bytes(8, "little")
@@ -18,7 +18,7 @@ _KIND_NAMES: Final = ("", "[heap]", "[stack]", "", "")
 _HAS_CLOSE: Final = 1 << 16
 _HAS_POLICY: Final = 1 << 24
 
-_RELEASE: Final = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+_RELEASE: Final = release_numbers(os.uname().release)[:2]
 _MOVED: Final = tuple((old, new) for first, last, old, new in EARLIER_BITS if first <= _RELEASE <= last)
 _MOVED_MASK: Final = sum(old for old, _ in _MOVED)
 

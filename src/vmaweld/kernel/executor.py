@@ -53,6 +53,7 @@ from vmaweld.events import Event
 from vmaweld.kernel import bpf, bpf_program, bpf_records, procfs, syscalls
 from vmaweld.kernel import executor_child as child
 from vmaweld.kernel.errors import KernelError
+from vmaweld.policy import release_numbers
 from vmaweld.snapshot import Row, Snapshot
 
 ARENA_LOW: Final = 0x6000_0000_0000
@@ -137,7 +138,7 @@ class Executor:
         self._scratch, moved = child.HELLO.unpack(hello)
         self.can_brk: bool = bool(moved)
         """BRK events can be run."""
-        self.can_lock_current: bool = _kernel_version() >= (5, 18)
+        self.can_lock_current: bool = release_numbers(os.uname().release) >= (5, 18, 0)
         """MLOCKALL events with MCL_CURRENT can be run."""
 
     @property
@@ -604,11 +605,6 @@ class Executor:
             return row.file
         inode, device = row.file_id >> 32, row.file_id & 0xFFFF_FFFF
         return self._names.get((device, inode)) or f"{row.file}#{inode}"
-
-
-def _kernel_version() -> tuple[int, int]:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(digit for digit in minor if digit.isdigit()))
 
 
 _RANGE_CALLS: Final = {ev.MUNMAP: syscalls.NR_MUNMAP, ev.MUNLOCK: syscalls.NR_MUNLOCK, ev.MSEAL: syscalls.NR_MSEAL}

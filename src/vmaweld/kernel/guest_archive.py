@@ -138,7 +138,10 @@ class Apt:
             script = debian._file("debootstrap", _DEBOOTSTRAP).decode()
             keys.write_bytes(debian._file("ubuntu-keyring", f"usr/share/keyrings/{_UBUNTU_KEYS}"))
             # Others are for releases without support ("old-releases") and for other processors ("ports").
-            address.write_text(re.findall(r"default_mirror (\w+://archive\S+)", script)[0])
+            found = re.search(r"default_mirror (\w+://archive\S+)", script)
+            if found is None:
+                raise GuestError("debootstrap does not tell the address of Ubuntu's archive any more")
+            address.write_text(found[1])
         return [f"[signed-by={keys}] {address.read_text()} {suite}" for suite in self._series.suites]
 
     def _file(self, package: str, name: str) -> bytes:

@@ -2,13 +2,13 @@
 
 import os
 import platform
-import re
 import resource
 import struct
 from typing import Final
 
 from vmaweld import abi
 from vmaweld.kernel import memory_cgroup, pagemap, procfs, ptrace, userfaultfd
+from vmaweld.policy import release_numbers
 from vmaweld.welding.errors import Refused
 from vmaweld.welding.plan import Plan
 
@@ -23,19 +23,15 @@ def check_machine() -> None:
         raise Refused(f"no weld on {platform.machine()} yet: only on x86-64, from a 64-bit Python")
 
 
-def _kernel() -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", platform.release())[:3])
-
-
 def zero_stays() -> bool:
     """True where UFFDIO_MOVE must not meet the page of zeroes, which a read maps.
 
     6.8 answers EBUSY to it. From 6.16 on move_pages_huge_pmd() writes a PMD without a page for a huge one, at which the
     next walk of the page tables dies (CVE-2026-31397): mended in 7.0 and, at the latest, in 6.18.21 and 6.19.11.
     """
-    kernel = _kernel()
-    mended = kernel >= (7, 0) or (6, 18, 21) <= kernel < (6, 19) or kernel >= (6, 19, 11)
-    return kernel < (6, 9) or (kernel >= (6, 16) and not mended)
+    kernel = release_numbers(platform.release())
+    mended = (6, 18, 21) <= kernel < (6, 19, 0) or kernel >= (6, 19, 11)
+    return kernel < (6, 9, 0) or (kernel >= (6, 16, 0) and not mended)
 
 
 def check_own() -> None:
@@ -98,7 +94,7 @@ def check_other(pid: int) -> None:
     check_machine()
     if pid == os.getpid():
         raise Refused("a process cannot stop itself: use vmaweld.weld() for its own memory")
-    if _kernel() < (6, 8):
+    if release_numbers(platform.release()) < (6, 8, 0):
         raise Refused(f"this kernel is {platform.release()}: UFFDIO_MOVE came with Linux 6.8")
     found = procfs.status(pid)
     if found.kernel_thread:
