@@ -23,7 +23,8 @@ from vmaweld.kernel import ptrace, snapshots, syscalls
 from vmaweld.kernel.errors import NotPermitted, ProcessGone
 from vmaweld.welding import HalfDone, Refused, plan, remote, standstill, support
 from vmaweld.welding.program import Program
-from vmaweld.welding.puppet import Puppet, Workshop
+from vmaweld.welding.puppet import Puppet
+from vmaweld.welding.workshop import Workshop
 
 pytestmark = pytest.mark.live
 
@@ -731,8 +732,8 @@ int main(void) {
             process.kill()
 
 
-def test_the_signal_frame_alone_brings_a_thread_back() -> None:
-    """A single call, and then the tracer is gone: extended state and all come from the frame."""
+def test_the_trampoline_alone_brings_a_thread_back() -> None:
+    """A single call, and then the tracer is gone."""
     require_other()
     with Target("eintr") as target:
         target.build(4, 2)

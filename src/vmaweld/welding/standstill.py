@@ -9,7 +9,7 @@ from typing import Final
 
 from vmaweld.kernel import procfs, ptrace
 from vmaweld.kernel.errors import KernelError, NotPermitted, ProcessGone
-from vmaweld.welding.errors import Refused, WeldError
+from vmaweld.welding.errors import Busy, Refused, WeldError
 
 TIMEOUT: Final = 5.0
 """Seconds that a thread may take to stop. Only one that sleeps uninterruptibly takes longer than microseconds."""
@@ -200,7 +200,9 @@ def _why_not_seized(pid: int, tid: int, error: OSError) -> WeldError | NotPermit
     )
     tracer = int(status.get(b"TracerPid", b"0"))
     if tracer:
-        return Refused(f"process {pid} is already traced, by process {tracer} (a debugger or strace?): end that first")
+        return Busy(
+            f"process {pid} is already traced, by process {tracer} (a debugger, strace, another weld?): end that first"
+        )
     if error.errno != errno.EPERM:
         return Refused(f"thread {tid} of process {pid} cannot be traced: {os.strerror(error.errno or 0)}")
     hint = "run as its owner, or as root (CAP_SYS_PTRACE)"
