@@ -53,6 +53,8 @@ LOAD: Final = 16
 # The header. MAGIC and VERSION are for whoever finds it later.
 MAGIC: Final = b"vmaweld\x01"
 VERSION: Final = 2
+MARK: Final = MAGIC + VERSION.to_bytes(8, "little")
+"""How the header of this version begins."""
 HEADER: Final[dict[str, int]] = {
     "MAGIC": 0,
     "VERSION": 8,

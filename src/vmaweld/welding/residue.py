@@ -30,16 +30,25 @@ def mapped(pid: int, rows: Sequence[Row]) -> list[Found]:
 
 
 def descriptors(pid: int) -> list[int]:
-    """Descriptors of `pid` that refer to a workshop."""
+    """Descriptors of `pid` that refer to a workshop, or to one that was not filled yet."""
     found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
+        link = f"/proc/{pid}/fd/{name}"
         try:
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if os.readlink(link).startswith(f"/memfd:{WORKSHOP}") and _is_workshop(link):
+                found.append(int(name))
         except OSError:
             continue
-        if target.startswith(f"/memfd:{WORKSHOP}"):
-            found.append(int(name))
     return found
+
+
+def _is_workshop(path: str) -> bool:
+    """A name proves nothing, so the journal must be there."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.fstat(fd).st_size == 0 or os.pread(fd, len(mc.MARK), mc.HEADER_AT) == mc.MARK
+    finally:
+        os.close(fd)
 
 
 def let_finish(still: Standstill, rows: Sequence[Row]) -> None:

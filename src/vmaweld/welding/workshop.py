@@ -182,7 +182,7 @@ def found(pid: int, rows: Sequence[Row], name: str) -> list[Found]:
             elif before is not None and areas and areas[-1].end == row.start and before.file == row.file:
                 areas[-1] = areas[-1]._replace(end=row.end)
             before = row
-    return [area for area in areas if _read(pid, area.header, 16) == mc.header(0)[:16]]
+    return [area for area in areas if _read(pid, area.header, len(mc.MARK)) == mc.MARK]
 
 
 def refuse_if_taken(pid: int, rows: Sequence[Row], but: int = 0) -> None:
