@@ -170,6 +170,6 @@ def _check(trace: Trace, name: str | None, threshold: float, as_json: bool) -> N
     if as_json:
         print_json(data)
     else:
-        print_fidelity(fidelity, threshold, console())
+        print_fidelity(fidelity, threshold, trace.metadata.recorder, console())
     if not data["passed"]:
         raise SystemExit(NO)

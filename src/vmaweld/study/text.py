@@ -260,10 +260,23 @@ def _loss_cells(losses: Losses, policy: int) -> Iterable[str]:
     return f"{losses.missed:,}", f"{losses.recovered[policy]:,}", f"{losses.shared(policy):,}"
 
 
-def print_fidelity(fidelity: Fidelity, threshold: float, out: Console, *, rows: int = 20) -> None:
-    """What `replay --check` found. rows: of differing rows at most."""
+def no_snapshots_text(recorder: str) -> str:
+    """Why a trace made by `recorder` may hold no true snapshots, and what to do about it."""
+    if recorder == "strace":
+        return (
+            "The trace holds no true snapshots: nothing to compare. Beside strace few can be taken. Record with perf, "
+            "which takes one at each exec and at the end (`vmaweld doctor` tells what perf needs here)."
+        )
+    return (
+        "The trace holds no true snapshots: nothing to compare. It was recorded with --no-snapshots, or no process "
+        "stood still long enough for one. Record it anew without --no-snapshots."
+    )
+
+
+def print_fidelity(fidelity: Fidelity, threshold: float, recorder: str, out: Console, *, rows: int = 20) -> None:
+    """What `replay --check` found in a trace made by `recorder`. rows: of differing rows at most."""
     if not fidelity.rows:
-        _line(out, "The trace holds no true snapshots: nothing to compare. `vmaweld record` takes them as root.")
+        _line(out, no_snapshots_text(recorder))
         return
     verdict = "yes" if fidelity.share >= threshold else "NO"
     _line(
