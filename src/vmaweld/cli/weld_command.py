@@ -25,9 +25,9 @@ Examples:
   vmaweld weld --range 7f00e0000000-7f00f0000000 4321
 
 \b
-Exit status: 0 no open seam is left of those asked for: inside --range, in runs of --min-gain or more.
-1 some are (the output tells why), the process has ended, or nobody said yes. 2 bad usage. 3 refused, nothing
-changed. With --dry-run 0 says only that the plan was told.
+Exit status: 0 no open seam is left of those asked for: inside --range, in runs of --min-gain or
+more. 1 some are (the output tells why), the process has ended, or nobody said yes. 2 bad usage.
+3 refused, nothing changed. With --dry-run 0 says only that the plan was told.
 """
 
 
