@@ -44,7 +44,7 @@ $(READY): pyproject.toml setup.py
 
 .PHONY: study
 study: $(READY)  ## Record examples/growing_buffers.py and say what merges
-	@$(BIN)/vmaweld study --or-sample growing-buffers -- python3 examples/growing_buffers.py
+	@$(BIN)/vmaweld study --or-sample growing-buffers -- $(BIN)/python examples/growing_buffers.py
 
 .PHONY: lint
 lint: $(READY)  ## ruff and mypy --strict

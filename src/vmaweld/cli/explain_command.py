@@ -16,6 +16,7 @@ from vmaweld.snapshot import Snapshot
 from vmaweld.study.drawing import Scale, draw
 from vmaweld.study.explain import Outcome, ScenarioError, describe, explain, read_scenario, verdict
 from vmaweld.study.scenarios import SCENARIOS, Scenario
+from vmaweld.words import count_text
 
 EXAMPLES = """\b
 Examples:
@@ -113,7 +114,7 @@ def _after(outcome: Outcome, scale: Scale) -> list[str]:
         lines.append(f"failed: {outcome.error}")
     lines += [verdict(record, outcome.policy) for record in outcome.records]
     vmas = sum(len(snapshot.rows) for snapshot in outcome.after)
-    lines.append(f"{vmas} VMA{'s' if vmas != 1 else ''}")
+    lines.append(count_text(vmas, "VMA"))
     return lines
 
 

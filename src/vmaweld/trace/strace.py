@@ -1,27 +1,28 @@
 """Records with strace where perf is not permitted: no privilege needed, but page faults are not seen.
 
 So every page of a private mapping counts as written from the moment it is writable (`AssumeWrites`), and what exec
-itself maps is taken from a look at /proc/PID/maps soon after, where the process lived long enough for one.
+itself maps is taken from a look at the new program while strace holds it (`strace_pipe`).
 """
 
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from vmaweld import abi, events
 from vmaweld.abi import PAGE_SHIFT, page_align_up
 from vmaweld.events import Event
-from vmaweld.snapshot import Row
+from vmaweld.snapshot import Row, Snapshot
 from vmaweld.trace import strace_log
 from vmaweld.trace.assembler import Assembler
 from vmaweld.trace.calls import NUMBERS, policy_text
 from vmaweld.trace.progress import Progress
 from vmaweld.trace.sampler import Sample
-from vmaweld.trace.store import TraceWriter
+from vmaweld.trace.store import TraceError, TraceWriter
+from vmaweld.trace.strace_pipe import COLUMNS, LogPipe
 
 _TASKS: Final = ("clone", "clone3", "fork", "vfork")
 _EXECS: Final = ("execve", "execveat")
@@ -54,25 +55,28 @@ def available() -> tuple[bool, str]:
 class StraceRecorder:
     """strace around the command: `command` gives what is to be run in its place.
 
-    directory: where the log grows.
+    directory: where the log grows. looks: by process, what each of its execs had mapped, in their order; None where
+    the process was gone before.
     """
 
     name: Final = "strace"
     faults: Final = "assumed"
     seizes: Final = False  # strace is the tracer already
-    tick: Final = 0.005  # what exec maps is only seen by looking soon
     clock = staticmethod(time.time_ns)
     """CLOCK_REALTIME, as in the log's lines."""
 
     def __init__(self, directory: Path) -> None:
         self._log = directory / "strace.log"
+        self._pipe: LogPipe | None = None
+        self.looks: Mapping[int, Sequence[Snapshot | None]] = {}
 
     def command(self, command: list[str]) -> list[str]:
         """The command line that runs `command` under strace."""
+        self._pipe = LogPipe(self._log)
         return [
             shutil.which("strace") or "strace",
             "-f", "--seccomp-bpf", "-X", "raw", "-y", "-s", "80", "--quiet=attach,personality",
-            "--absolute-timestamps=unix,ns", "-o", str(self._log),
+            "--absolute-timestamps=unix,ns", "-o", self._pipe.path, "--columns", str(COLUMNS),
             "-e", "trace=" + ",".join(f"?{name}" for name in _TRACED),
             "-e", "abbrev=!mbind",  # signals stay on: without them strace hides who was killed by one, too
             "--", *command,
@@ -86,10 +90,18 @@ class StraceRecorder:
             return pid
 
     def attach(self, pid: int) -> None:
-        """Nothing: strace starts the command itself."""
+        """Begin to read the log. strace starts the command itself."""
+        assert self._pipe is not None
+        self._pipe.start()
 
     def stop(self) -> None:
-        """Nothing: strace ends with the command."""
+        """Read the log to its end. strace ends with the command. Raises TraceError where it could not be written."""
+        assert self._pipe is not None
+        try:
+            self._pipe.stop()
+        except OSError as error:
+            raise TraceError(f"cannot write strace's log to {self._log.parent}: {error.strerror}") from None
+        self.looks = self._pipe.looks
 
     def convert(self, writer: TraceWriter, root: int, samples: list[Sample], progress: Progress) -> None:
         """Turn the log into `writer`'s events. `root` is strace's own pid: the command's is the log's first."""
@@ -100,7 +112,7 @@ class StraceRecorder:
             lines.seek(0)
             root = int(first.split(" ", 1)[0]) if first else root
             assembler = Assembler(AssumeWrites(writer.append), root, begin=begin)
-            feed = _Feed(assembler, writer, samples, begin)
+            feed = _Feed(assembler, writer, samples, self.looks, begin)
             for line in strace_log.parse(_counted(lines, lambda count: progress("reading strace's log", count, size))):
                 feed.take(line)
             feed.finish()
@@ -165,12 +177,20 @@ class AssumeWrites:
 class _Feed:
     """Gives the log's lines to the assembler: whose thread is whose, who is whose child."""
 
-    def __init__(self, assembler: Assembler, writer: TraceWriter, samples: list[Sample], begin: int) -> None:
+    def __init__(
+        self,
+        assembler: Assembler,
+        writer: TraceWriter,
+        samples: list[Sample],
+        looks: Mapping[int, Sequence[Snapshot | None]],
+        begin: int,
+    ) -> None:
         self._assembler = assembler
         self._writer = writer
         self._begin = begin
         self._samples = samples
         self._next_sample = 0
+        self._looks = {pid: iter(seen) for pid, seen in looks.items()}
         self._pid_of: dict[int, int] = {}
         self._unknown: dict[int, list[strace_log.Line]] = {}  # what tasks did before their maker's call returned
 
@@ -227,11 +247,11 @@ class _Feed:
         assembler = self._assembler
         assembler.execing(now, pid, tid)
         assembler.execed(now, pid, program)
-        seen = next((s for s in self._samples[self._next_sample :] if s.snapshot.pid == pid and s.begin > now), None)
+        seen = next(self._looks.get(pid, iter(())), None)
         if seen is None:
             assembler.count("execs_without_mappings")
             return
-        for place in mapped_by_exec(list(seen.snapshot.rows), pid):
+        for place in mapped_by_exec(list(seen.rows), pid):
             assembler.happened(now, pid, place)
 
     def _ioctl(self, now: int, pid: int, arguments: list[str], result: int | None) -> None:
@@ -259,7 +279,7 @@ class _Feed:
         sample = self._samples[self._next_sample]
         self._next_sample += 1
         quiet = self._assembler.quiet_since(sample.snapshot.pid)
-        if quiet is not None and quiet < sample.begin - _MARGIN and not sample.busy:
+        if quiet is not None and quiet < sample.begin - _MARGIN:
             self._writer.append_snapshot(sample.snapshot, max(0, sample.end - self._begin))
 
     def finish(self) -> None:
