@@ -1,1 +1,1 @@
-"""The standing test of welding: real programs that check their own data, welded without pause while welders are killed."""
+"""The standing test: real programs check their data while they are welded and welders killed."""

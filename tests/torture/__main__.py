@@ -1,10 +1,13 @@
-"""``python -m tests.torture``: weld real programs while they work and check their data, and kill the welders.
+"""``python -m tests.torture``: weld real programs that check their data, and kill the welders.
 
-At least twenty programs, some at once, each in turns: started, seams made in it while it runs, welded without pause with
-options at random by one welder or two, which get SIGINT, SIGTERM and SIGKILL at random, the command as well as the child that
-does the work; stopped and continued meanwhile. Then it is welded once more, undisturbed. Anomalies are data that
-differs, an end, a core, a silent program, a thread left stopped, a mapping or a descriptor of ours left behind, a welder that
-hangs or ends with a traceback, a complaint of the kernel. Exit status 1 if there is one; the evidence is kept.
+The programs run in turns, some at once. In its turn each gets seams while it runs, and is welded
+without pause with options at random, by one welder or two. Welders get SIGINT, SIGTERM and SIGKILL
+at random: the command as well as the child that does the work. The program is stopped and
+continued meanwhile. At the end of its turn it is welded once more, undisturbed.
+
+An anomaly is: data that differs, an end of the program, a core, a program that is silent, a thread
+left stopped, a mapping or a descriptor of ours left behind, a welder that hangs or ends with a
+traceback, a complaint of the kernel. There is one: exit status 1, and its evidence is kept.
 """
 
 import argparse
@@ -30,8 +33,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--programs", metavar="LIST", help="only these, separated by commas")
     parser.add_argument("--sample", action="store_true", help="only the programs of the sample that CI runs")
     parser.add_argument("--kill-rate", type=float, default=0.3, help="the share of welders that get a signal (0.3)")
-    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="programs at the same time (one a CPU)")
-    parser.add_argument("--evidence", type=Path, default=Path("build/torture"), help="where evidence goes (build/torture)")
+    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="turns at the same time (one a CPU)")
+    parser.add_argument("--evidence", type=Path, default=Path("build/torture"), help="where evidence goes")
     parser.add_argument("--list", action="store_true", help="only tell the programs, and what they lack here")
     return parser.parse_args()
 

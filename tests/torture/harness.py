@@ -26,8 +26,8 @@ from .table import Result
 _SET_CHILD_SUBREAPER = 36
 _TESTS = Path(__file__).parent.parent
 _SHORTEST, _LONGEST = 12.0, 60.0
-_OVERTIME = 420.0
-"""Seconds that a turn may take beyond its time: to start, for the last welds, and to wait for a program that is silent."""
+OVERTIME = 420.0
+"""Seconds that a turn may take beyond its time: to start, to end, to wait for a silent program."""
 _MOST_EVIDENCE = 64 << 20
 _KERNEL_FAULTS = ("BUG:", "WARNING:", "Oops", "Bad page", "Bad rss-counter", "general protection fault: 0000")
 
@@ -43,9 +43,11 @@ class _Started:
 
 
 class Harness:
-    """Runs turns of `programs` for `minutes`. Use it in a `with`: nothing that it started is left, and no folder.
+    """Runs turns of `programs` for `minutes`. Use it in a `with`: nothing that it started is left.
 
-    at_once: turns that run at the same time. evidence: the folder that keeps what belongs to an anomaly.
+    seed: of all choices. kill_rate: the share of welders that get a signal.
+    at_once: turns that run at the same time.
+    evidence: the folder that keeps what belongs to an anomaly.
     tell: called with a line after each turn.
     """
 
@@ -121,7 +123,7 @@ class Harness:
                 stderr=out,
                 start_new_session=True,
             )
-        return _Started(program, stem, process, time.monotonic() + seconds + _OVERTIME)
+        return _Started(program, stem, process, time.monotonic() + seconds + OVERTIME)
 
     def _has_ended(self, turn: _Started) -> bool:
         late = time.monotonic() > turn.deadline

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "sources"
-_C = "gcc -O2 -Wall -pthread"
+_GCC = ("gcc:gcc", "libc6-dev:/usr/include/stdio.h")
+_C = "gcc -O2 -Wall -Wno-return-type -pthread"
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,15 @@ class Program:
     """A program that checks its own data.
 
     name: what the command line and the table call it.
-    run: the shell command that becomes the program; its output are the lines "ok". In `run` and `prepare`, $SOURCES is
-    the folder of sources and $PYTHON this Python.
+    run: the shell command that becomes the program; its output are the lines "ok". In `run` and
+    `prepare`, $SOURCES is the folder of sources and $PYTHON this Python.
     needs: Debian packages as "package:command", a command or a file by which its presence is seen.
     prepare: a shell command that builds what `run` needs, once in each folder.
-    targets: a pattern for the names of the processes that are welded; "" for the program's own process.
+    targets: a pattern for the names of the processes that are welded; "" for the program's own.
     sample: whether it belongs to the two-minute sample.
-    crack: whether seams are made in it. Otherwise it makes its own: seams made from outside would harm memory that the
-    kernel is just reading a file into, and come too late in an image that lives for a moment.
+    crack: whether seams are made in it. Otherwise it makes its own: seams made from outside would
+    harm memory that the kernel is just reading a file into, come too late in an image that lives
+    for a moment, and cut up what must stay whole.
     """
 
     name: str
@@ -58,8 +60,9 @@ def _python(mode: str) -> Program:
 
 def _c(name: str, *, options: str = "", sample: bool = True, crack: bool = True, arguments: str = "") -> Program:
     source = f"$SOURCES/{name.partition('-')[0]}.c"
-    needs = ("gcc:gcc", "libc6-dev:/usr/include/stdio.h", *(("liburing-dev:/usr/include/liburing.h",) if options else ()))
-    return Program(f"c-{name}", f"exec ./{name} {arguments}", needs, f"{_C} {source} -o {name} {options}", "", sample, crack)
+    needs = (*_GCC, "liburing-dev:/usr/include/liburing.h") if options else _GCC
+    build = f"{_C} {source} -o {name} {options}"
+    return Program(f"c-{name}", f"exec ./{name} {arguments}", needs, build, "", sample, crack)
 
 
 def _java(name: str, options: str, *, sample: bool = False) -> Program:
@@ -75,7 +78,9 @@ def _serve(name: str, targets: str, *needs: str, sample: bool = False, mode: str
     return Program(name, f"exec $PYTHON $SOURCES/serve.py {mode or name}", needs, "", targets, sample)
 
 
-_NOISE = "head -c 3000000 /dev/urandom > noise; for i in 1 2 3 4 5 6; do cat noise; yes $i | head -c 1000000; done > data"
+_NOISE = (
+    "head -c 3000000 /dev/urandom > noise; for i in 1 2 3 4 5 6; do cat noise; yes $i | head -c 1000000; done > data"
+)
 _LARGE_C = "$PYTHON $SOURCES/large_c.py > large.c"
 _MARIADB = ("mariadb-server:mariadbd", "mariadb-client:mariadb")
 
@@ -101,7 +106,9 @@ PROGRAMS = (
         prepare="erlc $SOURCES/check.erl",
         targets="beam.smp",
     ),
-    Program("go", "exec ./check-go", ("golang-go:go",), prepare="GOCACHE=$PWD/go go build -o check-go $SOURCES/check.go"),
+    Program(
+        "go", "exec ./check-go", ("golang-go:go",), prepare="GOCACHE=$PWD/go go build -o check-go $SOURCES/check.go"
+    ),
     Program(
         "ocaml",
         "exec ./check-ml",
@@ -109,7 +116,7 @@ PROGRAMS = (
         prepare="cp $SOURCES/check.ml . && ocamlopt check.ml -o check-ml",
     ),
     _c("blocks"),
-    _c("coroutine"),
+    _c("coroutine", crack=False),
     _c("robust"),
     _c("forker", crack=False),
     _c("waits"),
@@ -117,7 +124,7 @@ PROGRAMS = (
     Program(
         "c-reexec-fixed",
         "exec setarch -R ./reexec",
-        ("gcc:gcc", "util-linux:setarch"),
+        (*_GCC, "util-linux:setarch"),
         prepare=f"{_C} $SOURCES/reexec.c -o reexec",
         sample=True,
         crack=False,

@@ -1,4 +1,4 @@
-"""A program of the test, running: its lines are counted, its processes watched, its traces looked for."""
+"""A program of the test, running: its lines are counted, its processes looked at."""
 
 import contextlib
 import os
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psutil
 
-from .programs import Program
 from vmaweld.kernel import syscalls
+
+from .programs import Program
 
 WORKSHOP = "memfd:vmaweld-weld"
 STALL = 120.0
-"""Seconds that a program may take for a round while nobody welds it; a loaded machine needs some five."""
+"""Seconds that a round may take while nobody welds the program; a loaded machine needs some five."""
 _MOST_CORE = 64 << 20
 _SETTLE = 5.0
 
@@ -100,7 +101,7 @@ class Running:
         return [process.pid for process in self.tree() if self.program.is_target(name_of(process))]
 
     def left_behind(self) -> list[str]:
-        """What a weld has left in it, and which threads are stopped; [] for nothing. Looks until it is certain."""
+        """What a weld has left in it, and which threads are stopped; [] for nothing."""
         end = time.monotonic() + _SETTLE
         while found := [trace for process in self.tree() for trace in _traces(process.pid)]:
             if time.monotonic() > end:
@@ -128,7 +129,7 @@ class Running:
         return sorted(self._output.parent.glob("core*"))
 
     def end(self) -> None:
-        """Kill all its processes, by their ids. Those whose parent died first have come to the subreaper, its starter."""
+        """Kill all its processes, by their ids. Those whose parent died first have come to us."""
         while found := psutil.Process().children(recursive=True):
             for process in found:
                 with contextlib.suppress(psutil.NoSuchProcess):

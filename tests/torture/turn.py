@@ -1,4 +1,4 @@
-"""One turn of one program, in a process of its own: ``python -m tests.torture.turn``, called by the harness.
+"""One turn of one program, in a process of its own that the harness starts.
 
 Start it, make seams, weld with options at random, kill welders at random, until the time is over; then weld without
 disturbing, and look what is left. The result goes to a file as JSON.
@@ -14,26 +14,30 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from .programs import BY_NAME, Program
-from .running import STALL, Running, has_workshop
-from .table import Result
-from .welder import Kill, Welder, options_at_random
 from weld_crack import crack
+
 from vmaweld.kernel import syscalls
 from vmaweld.kernel.errors import KernelError
 from vmaweld.welding import support
 from vmaweld.welding.errors import WeldError
 
+from .programs import BY_NAME, Program
+from .running import STALL, Running, has_workshop
+from .table import Result
+from .welder import Kill, Welder, options_at_random
+
 _SET_CHILD_SUBREAPER = 36
 _WELD_LASTS = 120.0
 _PAUSE_AFTER = 15.0
-"""Seconds of welding without a line of the program, after which it is given time: a wait may begin anew with each weld."""
+"""Seconds of welding without a line of the program, after which it is given time."""
 
 
 class Turn:
     """A turn of `program`, `seconds` long, with the choices of `rng`."""
 
-    def __init__(self, program: Program, rng: random.Random, seconds: float, kill_rate: float, folder: Path, stem: str) -> None:
+    def __init__(
+        self, program: Program, rng: random.Random, seconds: float, kill_rate: float, folder: Path, stem: str
+    ) -> None:
         self.result = Result(program.name, turns=1)
         self._rng, self._seconds, self._kill_rate = rng, seconds, kill_rate
         self._folder, self._stem = folder, stem
@@ -96,7 +100,7 @@ class Turn:
         return False
 
     def _round(self) -> None:
-        """Seams, then welders: one or two at once, on one process or two; stops and signals between."""
+        """Seams, then welders: one or two at once, on one process or two; signals between."""
         rng = self._rng
         targets = self._running.targets()
         if not targets:
@@ -120,7 +124,7 @@ class Turn:
         self._watch(welders, pid, disturbances)
 
     def _crack(self, pid: int) -> None:
-        """Make seams, but never beside something that an earlier welder has left: its batch may be on its way."""
+        """Make seams, but never beside what an earlier welder has left: its batch may be on its way."""
         if has_workshop(pid):
             return
         count, pages = self._rng.randint(10, 200), self._rng.choice((1, 1, 2, 4, 4, 16))
@@ -142,7 +146,7 @@ class Turn:
     def _watch(self, welders: list[Welder], pid: int, disturbances: list[tuple[float, signal.Signals]]) -> bool:
         """Until all have ended; whether all have welded."""
         began = time.monotonic()
-        disturbances.sort()
+        disturbances.sort(key=lambda entry: entry[0])  # a stable order: the stop comes before the continuation
         left = list(welders)
         try:
             while left or disturbances:
@@ -159,13 +163,15 @@ class Turn:
         finally:
             for welder in left:
                 welder.end()
-        return all([self._judge(welder) for welder in welders])
+        kinds = [self._judge(welder) for welder in welders]
+        return set(kinds) == {"welded"}
 
-    def _judge(self, welder: Welder) -> bool:
+    def _judge(self, welder: Welder) -> str:
         kind, why = welder.judge()
+        if kind != "anomaly":
+            welder.forget()
         self._note("->", kind, f"{welder.closed} of {welder.seams}", why)
         result = self.result
-        result.signals += welder.signals
         result.seams += welder.seams
         result.closed += welder.closed
         if kind in ("refused", "gone", "interrupted"):
@@ -175,10 +181,10 @@ class Turn:
             result.reasons[why] += 1
         if kind == "anomaly":
             self._wrong(f"a welder: {why}")
-        return kind == "welded"
+        return kind
 
     def _finish(self) -> None:
-        """Weld each process once more, undisturbed: nothing of a weld may be left then, and the program goes on."""
+        """Weld each process once more, undisturbed; nothing of a weld may be left, the program goes on."""
         for pid in self._running.targets():
             for _attempt in range(3):
                 if self._watch([self._weld(pid, [], None)], pid, []):

@@ -21,7 +21,10 @@ _GONE = ("has ended", "no process", "No such process")
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal for a welder: `victims` are "command", "child" or "both", `delay` seconds after the first of them is there."""
+    """A signal for a welder.
+
+    victims: "command", "child" or "both". delay: seconds from when the first of them is there.
+    """
 
     victims: str
     number: signal.Signals
@@ -71,7 +74,11 @@ class Welder:
         self._stem = stem
         with Path(f"{stem}.out").open("wb") as out, Path(f"{stem}.err").open("wb") as err:
             self._command = subprocess.Popen(
-                [*_COMMAND, *options, str(pid)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+                [*_COMMAND, *options, str(pid)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
             )
         self.began = time.monotonic()
         self._children: dict[int, psutil.Process] = {}
@@ -126,13 +133,21 @@ class Welder:
         self._command.kill()
         self._command.wait()
 
+    def forget(self) -> None:
+        """Remove what it printed."""
+        for file in (Path(f"{self._stem}.out"), Path(f"{self._stem}.err")):
+            file.unlink()
+
     def judge(self) -> tuple[str, str]:
         """("welded" | "refused" | "gone" | "interrupted" | "killed" | "anomaly", why), once it has ended."""
         status = self._command.returncode
         err = _read(Path(f"{self._stem}.err"))
         last = err.strip().rpartition("\n")[2]
+        if self.interrupted and last == "KeyboardInterrupt" and "weld_command.py" not in err:
+            return "interrupted", ""  # Python was still loading the command
         if any(word in err for word in _DEATHLY):
-            return "anomaly", f"status {status}, killed: {self.killed}: {'traceback: ' if 'Traceback' in err else ''}{last}"
+            kind = "a traceback: " if "Traceback" in err else ""
+            return "anomaly", f"status {status}{', killed' if self.killed else ''}: {kind}{last}"
         if self.signals and self.kill is not None and status not in (0, 3):
             kind = "killed" if self.killed else "interrupted"
             if status in (1, 130, -self.kill.number, 128 + self.kill.number):

@@ -35,7 +35,13 @@ int main(void) {
     coroutine[k].uc_stack.ss_size = STACK;
     makecontext(&coroutine[k], (void (*)(void))body, 1, k);
   }
+  uint64_t *data = fragments(60, 3, 8);
   for (unsigned long round = 0;; round++) {
+    check_fragments(data, 60, 3, 8);
+    if (round % 40 == 39) {
+      munmap(data, 180 * PAGE);
+      data = fragments(60, 3, 8);
+    }
     for (int k = 0; k < COROUTINES; k++) swapcontext(&home, &coroutine[k]);
     beat(round);
   }

@@ -43,7 +43,7 @@ static void *dies(void *place) {
   return 0;
 }
 
-static void *contends(void *place) {  /* for ever */
+static void *contends(void *place) {
   for (;;) {
     struct shared *it = place;
     lock(it);

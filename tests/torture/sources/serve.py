@@ -1,4 +1,4 @@
-"""Servers under load, their data checked by a client: ``serve.py redis``; a line "ok" a round. Seams go into the server."""
+"""Servers under load, their data checked by a client: ``serve.py redis``; a line "ok" a round."""
 
 import random
 import shutil
@@ -196,8 +196,9 @@ def postgres() -> None:
 
 TABLE = "create table if not exists blocks (id int primary key, data mediumblob, checksum int unsigned) engine=innodb"
 FILL = """
-set @n = {round}; replace into blocks select (seq * 7 + @n) mod 900, @d := repeat(sha2(concat(seq, @n), 512), 20), crc32(@d)
-from seq_1_to_100; select count(*) from blocks where crc32(data) <> checksum; check table blocks
+set @n = {round}; replace into blocks
+select (seq * 7 + @n) mod 900, @d := repeat(sha2(concat(seq, @n), 512), 20), crc32(@d) from seq_1_to_100;
+select count(*) from blocks where crc32(data) <> checksum; check table blocks
 """
 
 

@@ -1,0 +1,52 @@
+"""Two minutes of `make weld-torture`: real programs that check their data, welded while welders are killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import require
+from torture.harness import OVERTIME
+from torture.programs import PROGRAMS
+from torture.table import Result, table
+from weld_support import require_other
+
+ROOT = Path(__file__).parent.parent
+MINUTES = 2
+
+
+@pytest.mark.live
+def test_real_programs_for_two_minutes(tmp_path: Path) -> None:
+    require_other()
+    lacking = {package for program in PROGRAMS if program.sample for package in program.missing()}
+    require(not lacking, f"apt install {' '.join(sorted(lacking))}")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.torture", "--sample", f"--minutes={MINUTES}", f"--evidence={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=MINUTES * 60 + 2 * OVERTIME,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout
+
+
+def test_twenty_programs_are_known_and_eight_in_the_sample() -> None:
+    names = [program.name for program in PROGRAMS]
+    assert len(names) == len(set(names)) >= 25
+    assert sum(program.sample for program in PROGRAMS) >= 8
+
+
+def test_the_table_adds_up() -> None:
+    first = Result("a", turns=1, welds=3, seams=1200, closed=1100)
+    first.reasons["no"] += 1
+    first.add(Result("a", turns=1, welds=2, seams=1, closed=1, anomalies=["it has ended"]))
+    lines = table([first]).splitlines()
+    assert lines[2] == "| a | 2 | 0 | 5 | 1,201 | 1,101 | 0 | 0 | 0 | 0 | 1 |"
+    assert lines[3] == lines[2].replace("| a |", "| all together |")
+    assert lines[-1].split() == ["1", "x", "no"]
+    assert Result.from_json(first.as_json()) == first
