@@ -1,19 +1,28 @@
 """Two minutes of `make weld-torture`: real programs that check their data, welded while welders are killed."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import require
 from torture.harness import OVERTIME
 from torture.programs import PROGRAMS
+from torture.running import name_of
 from torture.table import Result, table
-from weld_support import require_other
+from weld_support import TIMEOUT, require_other
 
 ROOT = Path(__file__).parent.parent
 MINUTES = 2
+_COMMAND = (sys.executable, "-m", "tests.torture")
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 @pytest.mark.live
@@ -22,9 +31,9 @@ def test_real_programs_for_two_minutes(tmp_path: Path) -> None:
     lacking = {package for program in PROGRAMS if program.sample for package in program.missing()}
     require(not lacking, f"apt install {' '.join(sorted(lacking))}")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.torture", "--sample", f"--minutes={MINUTES}", f"--evidence={tmp_path}"],
+        [*_COMMAND, "--sample", f"--minutes={MINUTES}", f"--evidence={tmp_path}"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=_environment(),
         check=False,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -33,6 +42,37 @@ def test_real_programs_for_two_minutes(tmp_path: Path) -> None:
     )
     print(done.stdout)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_a_run_that_is_ended(number: signal.Signals, tmp_path: Path) -> None:
+    require_other()
+    run = subprocess.Popen(
+        [*_COMMAND, "--programs=python-multiprocessing,redis", "--minutes=5", f"--evidence={tmp_path}"],
+        cwd=ROOT,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        end = time.monotonic() + 3 * TIMEOUT
+        started: list[psutil.Process] = []
+        while not {"redis-server", "redis-benchmark"} <= {name_of(process) for process in started}:
+            assert time.monotonic() < end
+            assert run.poll() is None
+            time.sleep(0.1)
+            started = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(number)
+        said, _ = run.communicate(timeout=3 * TIMEOUT)
+        assert run.returncode == (130 if number == signal.SIGINT else -number), said
+        assert "Traceback" not in said
+        _, left = psutil.wait_procs(started, timeout=TIMEOUT)
+        assert not left
+    finally:
+        run.kill()
+        run.wait(TIMEOUT)
 
 
 def test_twenty_programs_are_known_and_eight_in_the_sample() -> None:

@@ -1,6 +1,7 @@
 """Turns of all programs, one after the other and some at once, until the time is over."""
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from .table import Result
 
 _SET_CHILD_SUBREAPER = 36
 _TESTS = Path(__file__).parent.parent
+_PREFIX = "vmaweld-torture-"
 _SHORTEST, _LONGEST = 12.0, 60.0
 OVERTIME = 420.0
 """Seconds that a turn may take beyond its time: to start, to end, to wait for a silent program."""
@@ -68,8 +70,7 @@ class Harness:
         self._seconds = minutes * 60
         self._seed, self._kill_rate, self._at_once = seed, kill_rate, at_once
         self._evidence, self._tell = evidence, tell
-        self._work = Path(tempfile.mkdtemp(prefix="vmaweld-torture-"))
-        self._work.chmod(0o755)  # some programs run as nobody
+        self._work, self._lock = _folder()
         self._began = time.monotonic()
         self._kernel = _KernelLog()
         syscalls.prctl(_SET_CHILD_SUBREAPER, 1)
@@ -187,6 +188,24 @@ class Harness:
                     process.kill()
             psutil.wait_procs(left, timeout=1)
         shutil.rmtree(self._work, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _folder() -> tuple[Path, int]:
+    """A new folder to work in, and the descriptor that locks it; those of runs that were killed are removed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            fd = os.open(old, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old)
+            finally:
+                os.close(fd)
+    made = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    made.chmod(0o755)  # some programs run as nobody
+    return made, fd
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

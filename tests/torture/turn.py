@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +31,8 @@ _SET_CHILD_SUBREAPER = 36
 _WELD_LASTS = 120.0
 _PAUSE_AFTER = 15.0
 """Seconds of welding without a line of the program, after which it is given time."""
+
+_Event = tuple[float, Callable[[], None]]
 
 
 class Turn:
@@ -109,19 +112,27 @@ class Turn:
         pid = rng.choice(targets)
         if self._program.crack:
             self._crack(pid)
-        welders = []
-        for _ in range(2 if rng.random() < 0.25 else 1):
-            kill = Kill.at_random(rng) if rng.random() < self._kill_rate else None
-            victim = pid if rng.random() < 0.8 else rng.choice(targets)
-            welders.append(self._weld(victim, options_at_random(rng, victim), kill))
-            time.sleep(rng.choice((0, 0.1, 0.4)) if len(welders) == 1 and rng.random() < 0.5 else 0)
-        disturbances = []
+        welders = [self._weld(pid, options_at_random(rng, pid), self._kill())]
+        events: list[_Event] = []
+        if rng.random() < 0.35:
+            second = pid if rng.random() < 0.8 else rng.choice(targets)
+            options, kill = options_at_random(rng, second), self._kill()
+            events.append((rng.uniform(0, 1.2), lambda: welders.append(self._weld(second, options, kill))))
         if rng.random() < 0.15:
             stop = rng.uniform(0.1, 0.9)
-            disturbances += [(stop, signal.SIGSTOP), (stop + rng.choice((0.0, 0.002, 0.05, 0.3)), signal.SIGCONT)]
+            events.append((stop, lambda: self._send(pid, signal.SIGSTOP)))
+            events.append((stop + rng.choice((0.0, 0.002, 0.05, 0.3)), lambda: self._send(pid, signal.SIGCONT)))
         if rng.random() < 0.15:
-            disturbances += [(rng.uniform(0.1, 0.9), signal.SIGWINCH)]
-        self._watch(welders, pid, disturbances)
+            events.append((rng.uniform(0.1, 0.9), lambda: self._send(pid, signal.SIGWINCH)))
+        self._watch(welders, events)
+
+    def _kill(self) -> Kill | None:
+        return Kill.at_random(self._rng) if self._rng.random() < self._kill_rate else None
+
+    def _send(self, pid: int, number: signal.Signals) -> None:
+        self._note(number.name, pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
     def _crack(self, pid: int) -> None:
         """Make seams, but never beside what an earlier welder has left: its batch may be on its way."""
@@ -143,19 +154,16 @@ class Turn:
         self._note("weld", number, pid, *options, kill or "")
         return Welder(pid, options, kill, self._folder / f"{self._stem}.weld-{number}")
 
-    def _watch(self, welders: list[Welder], pid: int, disturbances: list[tuple[float, signal.Signals]]) -> bool:
-        """Until all have ended; whether all have welded."""
+    def _watch(self, welders: list[Welder], events: list[_Event]) -> bool:
+        """Until the events are over and the welders have ended; whether all have welded."""
         began = time.monotonic()
-        disturbances.sort(key=lambda entry: entry[0])  # a stable order: the stop comes before the continuation
-        left = list(welders)
+        waiting = sorted(events, key=lambda event: event[0])  # stable: SIGSTOP comes before its SIGCONT
+        left = welders
         try:
-            while left or disturbances:
-                if disturbances and (not left or time.monotonic() - began >= disturbances[0][0]):
-                    number = disturbances.pop(0)[1]
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
-                    self._note(number.name, pid)
-                left = [welder for welder in left if welder.watch()]
+            while left or waiting:
+                if waiting and time.monotonic() - began >= waiting[0][0]:
+                    waiting.pop(0)[1]()
+                left = [welder for welder in welders if welder.watch()]
                 if left and time.monotonic() - began > _WELD_LASTS:
                     self._wrong(f"a welder does not come to an end: {left[0].options}")
                     break
@@ -187,7 +195,7 @@ class Turn:
         """Weld each process once more, undisturbed; nothing of a weld may be left, the program goes on."""
         for pid in self._running.targets():
             for _attempt in range(3):
-                if self._watch([self._weld(pid, [], None)], pid, []):
+                if self._watch([self._weld(pid, [], None)], []):
                     break
                 time.sleep(0.5)
         for trace in self._running.left_behind():

@@ -16,7 +16,7 @@ import psutil
 
 _COMMAND = (sys.executable, "-c", "from vmaweld.cli import main; main()", "weld", "--yes", "--json")
 _DEATHLY = ("must never happen", "please report", "half-done", "half done", "Traceback", "at work: run the weld again")
-_GONE = ("has ended", "no process", "No such process")
+_GONE = ("has ended", "does not exist", "No such process")
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Kill:
 def options_at_random(rng: random.Random, pid: int) -> list[str]:
     """Options of a weld of `pid`."""
     options = []
-    if rng.random() < 0.5:
-        options += ["--max-pause", rng.choice(("0.1", "0.5", "2", "5", "20"))]
+    if rng.random() < 0.6:
+        options += ["--max-pause", rng.choice(("0.1", "0.1", "0.5", "2", "10"))]
     if rng.random() < 0.2:
         options.append("--unshare")
     if rng.random() < 0.3:
