@@ -52,10 +52,10 @@ class Program:
         return bool(self.targets) and re.fullmatch(self.targets, name) is not None
 
 
-def _python(mode: str) -> Program:
+def _python(mode: str, *, sample: bool = False) -> Program:
     # The forks of the multiprocessing pools are targets like their parent.
     targets = "python.*" if mode == "multiprocessing" else ""
-    return Program(f"python-{mode}", f"exec $PYTHON $SOURCES/check.py {mode}", targets=targets, sample=True)
+    return Program(f"python-{mode}", f"exec $PYTHON $SOURCES/check.py {mode}", targets=targets, sample=sample)
 
 
 def _c(name: str, *, options: str = "", sample: bool = True, crack: bool = True, arguments: str = "") -> Program:
@@ -85,7 +85,8 @@ _LARGE_C = "$PYTHON $SOURCES/large_c.py > large.c"
 _MARIADB = ("mariadb-server:mariadbd", "mariadb-client:mariadb")
 
 PROGRAMS = (
-    *(_python(mode) for mode in ("data", "threads", "asyncio", "multiprocessing", "sqlite")),
+    *(_python(mode) for mode in ("data", "threads", "multiprocessing")),
+    *(_python(mode, sample=True) for mode in ("asyncio", "sqlite")),
     Program("node", "exec node $SOURCES/check.js", ("nodejs:node",), sample=True),
     _java("g1", "-XX:+UseG1GC", sample=True),
     _java("serial", "-XX:+UseSerialGC"),
@@ -115,12 +116,13 @@ PROGRAMS = (
         ("ocaml-nox:ocamlopt",),
         prepare="cp $SOURCES/check.ml . && ocamlopt check.ml -o check-ml",
     ),
-    _c("blocks"),
+    _c("blocks", sample=False),
     _c("coroutine", crack=False),
     _c("robust"),
+    _c("maps", crack=False),
     _c("forker", crack=False),
     _c("waits"),
-    _c("reexec", crack=False),
+    _c("reexec", sample=False, crack=False),
     Program(
         "c-reexec-fixed",
         "exec setarch -R ./reexec",

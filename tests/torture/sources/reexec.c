@@ -4,7 +4,7 @@
 
 int main(int argc, char **argv) {
   unsigned long round = argc > 1 ? strtoul(argv[1], 0, 10) : 0;
-  unsigned count = 120 + round % 7 * 20, pages = 1 + round % 3;
+  unsigned count = 500 + round % 7 * 300, pages = 1 + round % 3;
   size_t filler = 20 << 20;  /* where a workshop of 16 MiB lay in an image before, this one has data */
   uint64_t *before = mmap(0, filler, RW, ANON, -1, 0);
   if (before == MAP_FAILED) bad("mmap", errno, 0);
