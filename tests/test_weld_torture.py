@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import require
 from torture.harness import OVERTIME
-from torture.programs import PROGRAMS
-from torture.running import name_of
+from torture.programs import PROGRAMS, Program
+from torture.running import Running, has_workshop, name_of
 from torture.table import Result, table
 from weld_support import TIMEOUT, require_other
 
@@ -79,6 +81,57 @@ def test_twenty_programs_are_known_and_eight_in_the_sample() -> None:
     names = [program.name for program in PROGRAMS]
     assert len(names) == len(set(names)) >= 25
     assert sum(program.sample for program in PROGRAMS) >= 8
+
+
+@contextmanager
+def running(run: str, folder: Path) -> Iterator[Running]:
+    """A program whose shell command is `run`."""
+    program = Running(Program("test", f"{run}; sleep 600"), folder, "turn")
+    try:
+        yield program
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(program.process.pid, signal.SIGKILL)
+        program.process.wait(TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("run", "fault"),
+    [
+        ("echo ok 1; echo bad: word 3 differs", "bad: word 3 differs"),
+        ("echo ok 1; kill -SEGV $$", "it has ended, status -11"),
+        ("echo ok 1; echo why; exit 4", "it has ended, status 4: why"),
+    ],
+)
+def test_a_fault_of_a_program_is_seen(run: str, fault: str, tmp_path: Path) -> None:
+    with running(run, tmp_path) as program:
+        assert not program.await_beats(2)
+        assert program.beats == 1
+        assert program.fault().startswith(fault)
+
+
+def test_what_a_weld_leaves_is_seen(tmp_path: Path) -> None:
+    left = (
+        f"exec {sys.executable} -c '\n"
+        "import mmap, os, time\n"
+        'fd = os.memfd_create("vmaweld-weld")\n'
+        "os.truncate(fd, 4096)\n"
+        "area = mmap.mmap(fd, 4096)\n"
+        'print("ok", flush=True)\n'
+        "time.sleep(600)'"
+    )
+    with running(left, tmp_path) as program:
+        assert program.await_beats(1)
+        pid = program.process.pid
+        assert has_workshop(pid)
+        program.process.send_signal(signal.SIGSTOP)
+        found = program.left_behind()
+        assert f"thread {pid} of process {pid} is stopped (T)" in found
+        assert any("maps" in trace for trace in found)
+        assert any("descriptor" in trace for trace in found)
+    with running("echo ok", tmp_path) as program:
+        assert program.await_beats(1)
+        assert program.left_behind() == []
 
 
 def test_the_table_adds_up() -> None:

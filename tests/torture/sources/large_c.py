@@ -1,6 +1,6 @@
 """Print a C program that keeps a compiler busy for some seconds."""
 
-for number in range(900):
+for number in range(250):
     print(f"""
 struct s{number} {{ int a[{number % 17 + 3}]; double d; struct s{max(number - 1, 0)} *next; char name[{number + 1}]; }};
 int f{number}(struct s{number} *p, int n) {{
