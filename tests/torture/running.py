@@ -76,8 +76,7 @@ class Running:
         return ""
 
     def await_beats(self, count: int) -> bool:
-        """Wait for so many rounds more; False where it takes too long, or has ended."""
-        self.look()
+        """Wait for so many rounds more than the last look saw; False where it has ended, or takes too long."""
         seen = self.beats
         end = time.monotonic() + STALL
         while self.beats < seen + count:

@@ -97,6 +97,7 @@ class Turn:
         return bool(fault or cores)
 
     def _await_beats(self, count: int) -> bool:
+        self._running.look()
         if self._running.await_beats(count):
             return True
         self._wrong(self._running.fault() or f"silent for {STALL:.0f} s, though nobody welds it")
