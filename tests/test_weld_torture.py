@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torture.running as running_module
 from conftest import require
 from torture.harness import OVERTIME
 from torture.programs import PROGRAMS, Program
@@ -108,6 +109,17 @@ def test_a_fault_of_a_program_is_seen(run: str, fault: str, tmp_path: Path) -> N
         assert not program.await_beats(2)
         assert program.beats == 1
         assert program.fault().startswith(fault)
+
+
+def test_a_silent_program_is_seen_and_a_starved_one_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running_module, "STALL", 1.0)
+    with running("echo ok 1", tmp_path) as program:
+        assert program.await_beats(1)
+        assert not program.await_beats(1)
+        assert program.fault() == ""
+    monkeypatch.setattr(running_module, "_work", lambda _process: 0.0)  # it never gets a processor
+    with running("echo ok 1; seq 2000000 | tail -1; echo ok 2", tmp_path) as program:
+        assert program.await_beats(2)
 
 
 def test_what_a_weld_leaves_is_seen(tmp_path: Path) -> None:

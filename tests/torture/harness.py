@@ -30,7 +30,7 @@ _PREFIX = "vmaweld-torture-"
 _SHORTEST, _LONGEST = 8.0, 60.0
 _AROUND = 6.0
 """Seconds that a turn takes beyond its time, as a rule: to start, and for the last welds."""
-OVERTIME = 420.0
+OVERTIME = 900.0
 """Seconds that a turn may take beyond its time: to start, to end, to wait for a silent program."""
 _MOST_EVIDENCE = 64 << 20
 _KERNEL_FAULTS = ("BUG:", "WARNING:", "Oops", "Bad page", "Bad rss-counter", "general protection fault: 0000")

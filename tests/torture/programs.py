@@ -142,7 +142,7 @@ PROGRAMS = (
     _repeat("gcc", "gcc -O3 -c large.c -o large.o && cksum < large.o", "cc1", "gcc:gcc", prepare=_LARGE_C, sample=True),
     _repeat("clang", "clang -O2 -c large.c -o large.o && cksum < large.o", "clang.*", "clang:clang", prepare=_LARGE_C),
     _repeat("xz", "xz -6 -T2 < data | xz -dc -T2 | cksum", "xz", "xz-utils:xz", prepare=_NOISE, sample=True),
-    _repeat("zstd", "zstd -q -15 -T2 < data | zstd -dcq | cksum", "zstd", "zstd:zstd", prepare=_NOISE),
+    _repeat("zstd", "zstd -q -19 -T2 < data | zstd -dcq | cksum", "zstd", "zstd:zstd", prepare=_NOISE),
     _repeat(
         "ffmpeg",
         "ffmpeg -v error -f lavfi -i testsrc2=size=640x360:rate=25:duration=12 -threads 2 -c:v mpeg4 -flags bitexact "

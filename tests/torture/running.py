@@ -15,8 +15,8 @@ from vmaweld.kernel import syscalls
 from .programs import Program
 
 WORKSHOP = "memfd:vmaweld-weld"
-STALL = 120.0
-"""Seconds that a round may take while nobody welds the program; a loaded machine needs some five."""
+STALL = 90.0
+"""Seconds that a round may take while nobody welds the program, as `_Patience` counts them."""
 _MOST_CORE = 64 << 20
 _SETTLE = 5.0
 
@@ -78,11 +78,11 @@ class Running:
     def await_beats(self, count: int) -> bool:
         """Wait for so many rounds more than the last look saw; False where it has ended, or takes too long."""
         seen = self.beats
-        end = time.monotonic() + STALL
+        patience = _Patience()
         while self.beats < seen + count:
-            if self.fault() or time.monotonic() > end:
+            if self.fault() or patience.spent(self.tree()) > STALL:
                 return False
-            time.sleep(0.05)
+            time.sleep(0.1)
         return True
 
     def tree(self) -> list[psutil.Process]:
@@ -140,6 +140,46 @@ class Running:
             time.sleep(0.01)
 
 
+class _Patience:
+    """Counts the time in which a program could have worked.
+
+    While none of its threads wants a processor, that is the time of the clock; while one does, the
+    time that they get one. So a machine that is busy with others is no fault of the program.
+    """
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+        self._clock = time.monotonic()
+        self._work: float | None = None
+
+    def spent(self, tree: list[psutil.Process]) -> float:
+        """Seconds until now; call it several times a second with all processes of the program."""
+        clock, work = time.monotonic(), sum(map(_work, tree))
+        got = work - self._work if self._work is not None else 0.0
+        ready = any(state in ("R", "D") for process in tree for _, state in _states(process.pid))
+        self._spent += max(got, 0.0) if ready else clock - self._clock
+        self._clock, self._work = clock, work
+        return self._spent
+
+
+def _work(process: psutil.Process) -> float:
+    """Seconds of processor time of a process and the children it has waited for."""
+    try:
+        return sum(process.cpu_times()[:4])
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def _states(pid: int) -> list[tuple[int, str]]:
+    """The threads of a process with their states, as letters."""
+    found = []
+    with contextlib.suppress(OSError):
+        for tid in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{tid}/stat", encoding="utf-8", errors="replace") as file:
+                found.append((int(tid), file.read().rpartition(")")[2].split()[0]))
+    return found
+
+
 def name_of(process: psutil.Process) -> str:
     """The name of a process, "" where it is gone."""
     try:
@@ -162,9 +202,5 @@ def _traces(pid: int) -> list[str]:
             with contextlib.suppress(OSError):
                 if WORKSHOP in os.readlink(f"/proc/{pid}/fd/{name}"):
                     found.append(f"process {pid} has descriptor {name} for {WORKSHOP}")
-        for tid in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{tid}/stat", encoding="utf-8", errors="replace") as file:
-                state = file.read().rpartition(")")[2].split()[0]
-            if state in ("T", "t"):
-                found.append(f"thread {tid} of process {pid} is stopped ({state})")
-    return found
+    stopped = [(tid, state) for tid, state in _states(pid) if state in ("T", "t")]
+    return found + [f"thread {tid} of process {pid} is stopped ({state})" for tid, state in stopped]

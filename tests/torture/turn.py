@@ -100,7 +100,7 @@ class Turn:
         self._running.look()
         if self._running.await_beats(count):
             return True
-        self._wrong(self._running.fault() or f"silent for {STALL:.0f} s, though nobody welds it")
+        self._wrong(self._running.fault() or f"silent for {STALL:.0f} s in which it could work, though nobody welds it")
         return False
 
     def _round(self) -> None:

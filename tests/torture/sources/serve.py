@@ -91,7 +91,7 @@ def redis() -> None:
 
 def memcached() -> None:
     Path("memcached.socket").unlink(missing_ok=True)
-    server = start("memcached", "-s", "memcached.socket", "-m", "64", "-t", "3", "-u", "nobody")
+    server = start("memcached", "-s", "memcached.socket", "-m", "64", "-t", "3", "-u", "root")
     client = connect("memcached.socket")
     answers = client.makefile("rb")
     rng = random.Random(1)
