@@ -126,7 +126,7 @@ def test_what_a_weld_leaves_is_seen(tmp_path: Path) -> None:
     left = (
         f"exec {sys.executable} -c '\n"
         "import mmap, os, time\n"
-        'fd = os.memfd_create("vmaweld-weld")\n'
+        'fd = os.memfd_create("vmaweld-test")\n'
         "os.truncate(fd, 4096)\n"
         "area = mmap.mmap(fd, 4096)\n"
         'print("ok", flush=True)\n'

@@ -11,10 +11,11 @@ from pathlib import Path
 import psutil
 
 from vmaweld.kernel import syscalls
+from vmaweld.welding import names
 
 from .programs import Program
 
-WORKSHOP = "memfd:vmaweld-weld"
+_OURS = f"memfd:{names.NAMES}"
 STALL = 90.0
 """Seconds that a round may take while nobody welds the program, as `_Patience` counts them."""
 _MOST_CORE = 64 << 20
@@ -190,17 +191,17 @@ def name_of(process: psutil.Process) -> str:
 
 def has_workshop(pid: int) -> bool:
     """Whether something of a weld is mapped or open in process `pid`."""
-    return any(WORKSHOP in trace for trace in _traces(pid))
+    return any(_OURS in trace for trace in _traces(pid))
 
 
 def _traces(pid: int) -> list[str]:
     found = []
     with contextlib.suppress(OSError):
         with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
-            found += [f"process {pid} maps {line.split()[0]} {WORKSHOP}" for line in file if WORKSHOP in line]
+            found += [f"process {pid} maps {line.split()[0]} {_OURS}" for line in file if _OURS in line]
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
-                if WORKSHOP in os.readlink(f"/proc/{pid}/fd/{name}"):
-                    found.append(f"process {pid} has descriptor {name} for {WORKSHOP}")
+                if _OURS in os.readlink(f"/proc/{pid}/fd/{name}"):
+                    found.append(f"process {pid} has descriptor {name} for {_OURS}")
     stopped = [(tid, state) for tid, state in _states(pid) if state in ("T", "t")]
     return found + [f"thread {tid} of process {pid} is stopped ({state})" for tid, state in stopped]
