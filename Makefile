@@ -118,6 +118,10 @@ weld-guests: $(READY)  ## 1,000 random welds each on seven kernels in virtual ma
 		$(BIN)/python -m tests.weld_random --guest $$kernel --count 1000 --other 4 || exit; \
 	done
 
+.PHONY: weld-torture
+weld-torture: $(READY)  ## An hour of welds in real programs that check their data, welders killed (root)
+	$(BIN)/python -m tests.torture --minutes 60
+
 .PHONY: mutations
 mutations: $(READY)  ## Negate each rule of the merge in turn: does a test notice?
 	$(BIN)/python tests/mutations.py
