@@ -49,6 +49,8 @@ _MFD_CLOEXEC: Final = 1
 _TRAP_FLAG: Final = 0x100
 _TEXT: Final = 64
 _TICK_NS: Final = 2_000_000
+_LOOK_AFTER: Final = 0.05
+"""Seconds after which a look is taken why a single system call has not come back yet."""
 _CHUNK: Final = 4 << 20
 
 
@@ -144,7 +146,8 @@ class Puppet:
             return
         bottom = self._own.rsp - signal_frame.RED_ZONE
         state = ptrace.extended_state(self.tid)
-        self._frame, data = signal_frame.build(bottom - _TEXT, self._resume, self._mask, state, self._restorer)
+        resume = resumed(self._own, by_sigreturn=True)
+        self._frame, data = signal_frame.build(bottom - _TEXT, resume, self._mask, state, self._restorer)
         self._covered = syscalls.read_memory(self.pid, self._frame, bottom - self._frame)
         syscalls.write_memory(self.pid, self._frame, data)
 
@@ -156,8 +159,10 @@ class Puppet:
 
     def _await(self, kind: str, go_on: Callable[[int], None]) -> None:
         while True:
-            event = ptrace.wait(self.tid)
-            assert event is not None
+            event = ptrace.wait(self.tid, _LOOK_AFTER)
+            if event is None:
+                self._still.check_frozen(self.tid)
+                continue
             if event.kind == kind:
                 return
             self._meanwhile(event)
@@ -173,7 +178,7 @@ class Puppet:
         if event.kind == "signal":
             if event.signal in _FAULTS:
                 raise HalfDone(f"thread {self.tid} got signal {event.signal} at work: run the weld again to repair it")
-            self._still.hold(event.signal)  # all others are blocked, so it is SIGSTOP
+            self._still.stop_signal(self.tid, event.signal)  # all others are blocked, so it is SIGSTOP
 
     # Batches
 
@@ -330,14 +335,18 @@ class Workshop:
         return program.outcomes(self._map[at : at + len(entries)])
 
 
-def resumed(regs: ptrace.Registers) -> ptrace.Registers:
+def resumed(regs: ptrace.Registers, *, by_sigreturn: bool = False) -> ptrace.Registers:
     """The registers with which a thread stopped in a system call goes on without the kernel's help.
 
     The kernel would choose between EINTR and beginning anew once it knows whether a handler runs; this begins anew.
+    by_sigreturn: the thread gets its registers from rt_sigreturn(2). That makes the kernel forget where the time of a
+    nanosleep, poll or futex had got to (``restore_sigcontext()`` in arch/x86/kernel/signal_64.c), and
+    restart_syscall(2) would answer EINTR. So these begin anew too, with their whole time. One that restart_syscall has
+    taken up before does not tell its own number any more, so it still ends with EINTR.
     """
     found = regs.copy()
     if regs.in_syscall:
-        if regs.result in _RESTARTS:
+        if regs.result in _RESTARTS or (by_sigreturn and regs.result == _RESTART_BLOCK):
             found.rax = regs.orig_rax
             found.rip -= 2
         elif regs.result == _RESTART_BLOCK:

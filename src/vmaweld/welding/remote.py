@@ -25,10 +25,8 @@ from vmaweld.welding.pace import Pace
 from vmaweld.welding.program import Outcome, Program
 from vmaweld.welding.puppet import MOST_ENTRIES, Puppet, Workshop
 from vmaweld.welding.report import Report
-from vmaweld.welding.standstill import Standstill, Waits
+from vmaweld.welding.standstill import REST, Standstill, while_still
 
-REST: Final = 4
-"""Between two slices the process runs at least that many times as long as it stood still."""
 _CHUNK: Final = 4 << 20
 _ZEROES: Final = bytes(abi.PAGE_SIZE)
 
@@ -93,7 +91,6 @@ class _Weld:
         self._program = program
         self._failed: dict[int, str] = {}
         self._workshop = Workshop()
-        self._waits = Waits()
         self._pace = Pace()
         self._quick = True
         self._may_rseq = True
@@ -160,15 +157,18 @@ class _Weld:
         return bool(residue.mapped(rows) or residue.descriptors(self.pid))
 
     def _standstill(self, work: Callable[[Standstill], bool]) -> bool:
-        with Standstill(self.pid, self._waits) as still:
+        def noted(still: Standstill) -> bool:
             try:
                 return work(still)
             except ProcessLookupError:
                 self._workshop.forget()
+                still.check_frozen()
                 raise ProcessGone(f"process {self.pid} has ended during the weld") from None
             finally:
                 still.release()
                 self.report.pauses.append(time.monotonic() - still.began)
+
+        return while_still(self.pid, noted, self.options.max_pause)
 
     def _slice(self, still: Standstill) -> bool:
         """Weld what there is, or as much as fits into the pause; whether something is left over."""
