@@ -20,16 +20,16 @@ _HEAD_SIZE: Final = 24
 
 
 class RobustFutex:
-    """A futex word in memory that others can read, held by the calling thread until `release` or its end.
+    """A futex word in memory that others can read, held by the calling thread until `drop` or its end.
 
     The list of robust futexes is the thread's own and lies in private memory, so that whoever shares the word cannot
     lead the kernel or this process astray by it. It takes the place of the C library's list meanwhile: the thread
     must not hold a robust mutex of that.
     """
 
-    def __init__(self, word: "ctypes.c_uint32") -> None:
-        """Take the lock; `word` must be 0, and nobody else may try to take it."""
-        self._word = word
+    def __init__(self, address: int) -> None:
+        """Prepare for the lock whose word will lie at that address, from `hold` on."""
+        self._address = address
         self._tid = threading.get_native_id()
         before = ctypes.create_string_buffer(16)
         at = ctypes.addressof(before)
@@ -40,15 +40,23 @@ class RobustFutex:
         self._list = ctypes.create_string_buffer(_HEAD_SIZE + 8)
         head = ctypes.addressof(self._list)
         entry = head + _HEAD_SIZE
-        struct.pack_into("<QqQQ", self._list, 0, entry, ctypes.addressof(word) - entry, 0, head)
-        word.value = self._tid
+        struct.pack_into("<QqQQ", self._list, 0, entry, address - entry, 0, head)
         syscalls.check(syscalls.raw(_NR_SET_ROBUST_LIST, head, _HEAD_SIZE), "set_robust_list()")
 
-    def release(self) -> None:
-        """Give the lock back, by the thread that took it; by another one nothing happens until that ends."""
-        if threading.get_native_id() == self._tid:
-            syscalls.raw(_NR_SET_ROBUST_LIST, *self._before)
-            self._word.value = 0
+    def hold(self) -> None:
+        """Take the lock for the thread that prepared it. Any thread may call this; nobody else may try to take it."""
+        self._set(self._tid)
+
+    def drop(self) -> None:
+        """Give the lock back; its word must still be mapped."""
+        self._set(0)
+
+    def close(self) -> None:
+        """Give the thread that prepared it, and calls this, its own list back."""
+        syscalls.raw(_NR_SET_ROBUST_LIST, *self._before)
+
+    def _set(self, value: int) -> None:
+        ctypes.c_uint32.from_address(self._address).value = value
 
 
 def held(word: int) -> bool:

@@ -45,7 +45,8 @@ def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
         ctypes.memmove(header, head, len(head))
         ctypes.memmove(entries_at, entries, len(entries))
         # From here on a welder from outside sees that this process is at work on itself.
-        lock = RobustFutex(ctypes.c_uint32.from_address(header + mc.HEADER["OWNER"]))
+        lock = RobustFutex(header + mc.HEADER["OWNER"])
+        lock.hold()
         syscalls.mmap(address, mc.CODE_SIZE, abi.PROT_READ | abi.PROT_EXEC, abi.MAP_SHARED | abi.MAP_FIXED, fd)
         syscalls.madvise(address, length, abi.MADV_DONTFORK)
         _Run(address + mc.CALL_ENTRY)(header)
@@ -53,7 +54,8 @@ def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
     finally:
         os.close(fd)
         if lock is not None:
-            lock.release()
+            lock.drop()
+            lock.close()
         if address:
             syscalls.munmap(address, length)
 

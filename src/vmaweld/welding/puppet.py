@@ -26,6 +26,8 @@ _USER_CS: Final = 0x33
 _RESTART_SYSCALL: Final = 219
 _RESTARTS: Final = (-512, -513, -514)  # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND
 _RESTART_BLOCK: Final = -516
+_LOOK_AFTER: Final = 0.05
+"""Seconds after which a look is taken why a single system call has not come back yet."""
 
 
 class Puppet:
@@ -135,8 +137,10 @@ class Puppet:
 
     def _await(self, kind: str, go_on: Callable[[int], None]) -> None:
         while True:
-            event = ptrace.wait(self.tid)
-            assert event is not None
+            event = ptrace.wait(self.tid, _LOOK_AFTER)
+            if event is None:
+                self._still.check_frozen(self.tid)
+                continue
             if event.kind == kind:
                 return
             self._meanwhile(event)
@@ -152,7 +156,7 @@ class Puppet:
         if event.kind == "signal":
             if event.signal in _FAULTS:
                 raise HalfDone(f"thread {self.tid} got signal {event.signal} at work: run the weld again to repair it")
-            self._still.hold(event.signal)  # all others are blocked, so it is SIGSTOP
+            self._still.stop_signal(self.tid, event.signal)  # all others are blocked, so it is SIGSTOP
 
     # Batches
 

@@ -23,11 +23,9 @@ from vmaweld.welding.pace import Pace
 from vmaweld.welding.program import Outcome, Program
 from vmaweld.welding.puppet import Puppet
 from vmaweld.welding.report import Report
-from vmaweld.welding.standstill import Standstill, Waits
+from vmaweld.welding.standstill import REST, Standstill, while_still
 from vmaweld.welding.workshop import MOST_ENTRIES, Workshop
 
-REST: Final = 4
-"""Between two slices the process runs at least that many times as long as it stood still."""
 _PATIENCE: Final = 5.0
 """Seconds that a weld under way waits for somebody else who traces the process or welds in it."""
 _BUSY: Final = 0.02
@@ -95,7 +93,6 @@ class _Weld:
         self._program = program
         self._failed: dict[int, str] = {}
         self._workshop = Workshop()
-        self._waits = Waits()
         self._pace = Pace(verify=options.verify)
         self._quick = True
         self._avoid: dict[int, str] = {}
@@ -107,7 +104,7 @@ class _Weld:
 
     def work(self, progress: Callable[[Report], None] | None) -> Report:
         try:
-            with self._source:
+            with self._source, self._workshop:
                 self._process = syscalls.pidfd_open(self.pid)
                 return self._work(progress)
         except ProcessLookupError:
@@ -179,17 +176,20 @@ class _Weld:
         return bool(residue.mapped(self.pid, rows) or residue.descriptors(self.pid))
 
     def _standstill(self, work: Callable[[Standstill], bool]) -> bool:
-        with Standstill(self.pid, self._waits) as still:
+        def noted(still: Standstill) -> bool:
             try:
                 if select.select([self._process], [], [], 0)[0]:
                     raise ProcessLookupError  # it has ended, and the number may be another's by now
                 return work(still)
             except ProcessLookupError:
                 self._workshop.forget()
+                still.check_frozen()
                 raise ProcessGone(f"process {self.pid} has ended during the weld") from None
             finally:
                 still.release()
                 self.report.pauses.append(time.monotonic() - still.began)
+
+        return while_still(self.pid, noted, self.options.max_pause)
 
     def _slice(self, still: Standstill) -> bool:
         """Weld what there is, or as much as fits into the pause; whether something is left over."""

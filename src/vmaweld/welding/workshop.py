@@ -4,9 +4,7 @@ It is a memfd that both processes map. Its header holds a lock that lives exactl
 welder, in whatever container, reads there that this process is taken.
 """
 
-import contextlib
 import ctypes
-import mmap
 import os
 import secrets
 import struct
@@ -32,59 +30,74 @@ _NR_FUTEX: Final = 202
 _NR_CLOSE: Final = 3
 _MFD_CLOEXEC: Final = 1
 _TICK_NS: Final = 2_000_000
+_RW: Final = abi.PROT_READ | abi.PROT_WRITE
+_ROOM: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_NORESERVE
 _PROOFS: Final = (mc.CODE_SIZE // 2, mc.SAVED_AT)
 """Where proofs are written, one in each of the two VMAs: between machine and way back, and where a batch that has not
 begun will write first."""
 
 
 class SharedState:
-    """The STATE word of a journal that both processes map."""
+    """The STATE word, at that address, of a journal that both processes map."""
 
-    def __init__(self, area: mmap.mmap) -> None:
-        self._word = ctypes.c_uint32.from_buffer(area, mc.HEADER_AT + mc.HEADER["STATE"])
+    def __init__(self, address: int) -> None:
+        self._address = address
 
     def read(self) -> int:
         """Its value now."""
-        return self._word.value
+        return ctypes.c_uint32.from_address(self._address).value
 
     def sleep(self) -> None:
         """Until the batch ends, or for a moment."""
         for value in (mc.READY, mc.RUNNING):
-            address, patience = ctypes.addressof(self._word), struct.pack("<qq", 0, _TICK_NS)
-            buffer = ctypes.create_string_buffer(patience, 16)
-            syscalls.raw(_NR_FUTEX, address, 0, value, ctypes.addressof(buffer), 0, 0)
+            buffer = ctypes.create_string_buffer(struct.pack("<qq", 0, _TICK_NS), 16)
+            syscalls.raw(_NR_FUTEX, self._address, 0, value, ctypes.addressof(buffer), 0, 0)
 
 
 class Workshop:
-    """Code and journal inside another process, kept from one standstill to the next.
+    """Code and journal inside another process, kept from one standstill to the next. Use it in a `with`.
 
     Between two standstills the process runs, and may unmap it, map over it or execute another program: after each
     rest `is_there` must prove that it still is what and where it was, or `forget` must be called.
+    The lock belongs to the thread that enters the `with`, and lives as long as that; the rest may be called by others.
     """
 
     def __init__(self) -> None:
         self.address = 0
-        self._fd = -1
-        self._map: mmap.mmap | None = None
-        self._state: SharedState | None = None
+        self._here = 0
         self._lock: RobustFutex | None = None
+        self._filled = False
+
+    def __enter__(self) -> "Workshop":
+        # Room for our own view of it, at an address that the kernel is told now: there it will find the lock.
+        self._here = syscalls.mmap(0, AREA, abi.PROT_NONE, _ROOM)
+        self._lock = RobustFutex(self._here + mc.HEADER_AT + mc.HEADER["OWNER"])
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.forget()
+        assert self._lock is not None
+        self._lock.close()
+        syscalls.munmap(self._here, AREA)
 
     def set_up(self, puppet: Puppet) -> None:
         """Map it in the puppet's process. Raises Refused; then nothing stays behind there."""
         theirs = _refuse_errors(puppet.call(_NR_MEMFD_CREATE, puppet.text, _MFD_CLOEXEC), "memfd_create")
         try:
-            self._fd = os.open(f"/proc/{puppet.pid}/fd/{theirs}", os.O_RDWR | os.O_CLOEXEC)
-            os.ftruncate(self._fd, AREA)
-            self._map = mmap.mmap(self._fd, AREA)
-            self._map.madvise(mmap.MADV_DONTFORK)
-            self._map[: len(mc.CODE)] = mc.CODE
-            head = mc.header(0)
-            self._map[mc.HEADER_AT : mc.HEADER_AT + len(head)] = head
-            self._state = SharedState(self._map)
-            self._lock = RobustFutex(ctypes.c_uint32.from_buffer(self._map, mc.HEADER_AT + mc.HEADER["OWNER"]))
-            prot = abi.PROT_READ | abi.PROT_WRITE
+            ours = os.open(f"/proc/{puppet.pid}/fd/{theirs}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.ftruncate(ours, AREA)
+                syscalls.mmap(self._here, AREA, _RW, abi.MAP_SHARED | abi.MAP_FIXED, ours)
+                syscalls.madvise(self._here, AREA, abi.MADV_DONTFORK)
+            finally:
+                os.close(ours)
+            self._write(0, mc.CODE)
+            self._write(mc.HEADER_AT, mc.header(0))
+            assert self._lock is not None
+            self._filled = True
+            self._lock.hold()
             self.address = _refuse_errors(
-                puppet.call(syscalls.NR_MMAP, 0, AREA, prot, abi.MAP_SHARED, theirs, 0), "mmap"
+                puppet.call(syscalls.NR_MMAP, 0, AREA, _RW, abi.MAP_SHARED, theirs, 0), "mmap"
             )
             prot, flags = abi.PROT_READ | abi.PROT_EXEC, abi.MAP_SHARED | abi.MAP_FIXED
             _refuse_errors(
@@ -100,6 +113,9 @@ class Workshop:
         finally:
             puppet.call(_NR_CLOSE, theirs)
 
+    def _write(self, at: int, data: bytes) -> None:
+        ctypes.memmove(self._here + at, data, len(data))
+
     def is_there(self, pid: int, rows: Sequence[Row]) -> bool:
         """Whether all of it is still mapped in `pid`, where it was and nothing else in its place.
 
@@ -112,10 +128,9 @@ class Workshop:
         journal = self.address + mc.CODE_SIZE
         if [(row.start, row.end) for row in inside] != [(self.address, journal), (journal, self.address + AREA)]:
             return False
-        assert self._map is not None
         for at in _PROOFS:
             drawn = secrets.token_bytes(16)
-            self._map[at : at + len(drawn)] = drawn
+            self._write(at, drawn)
             if _read(pid, self.address + at, len(drawn)) != drawn:
                 return False
         return True
@@ -127,33 +142,24 @@ class Workshop:
         self.forget()
 
     def forget(self) -> None:
-        """Let go of our side only (the process is gone, or it stays for a later welder)."""
+        """Let go of it (it is gone, or not proved to be ours, or stays for a later welder), and of the lock."""
         self.address = 0
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-        self._state = None
-        if self._map is not None:
-            with contextlib.suppress(BufferError):  # an exception on its way still holds the state word
-                self._map.close()
-            self._map = None
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._filled:
+            self._filled = False
+            assert self._lock is not None
+            self._lock.drop()
+            syscalls.mmap(self._here, AREA, abi.PROT_NONE, _ROOM | abi.MAP_FIXED)
 
     def run(self, puppet: Puppet, program: Program) -> tuple[tuple[str, int], list[Outcome]]:
         """Run `program`, which must be finished, by that thread; returns `Program.outcomes`."""
-        assert self._map is not None
-        assert self._state is not None
         header = self.address + mc.HEADER_AT
+        entries_at = mc.HEADER_AT + mc.HEADER_SIZE
         entries = program.place(header)
-        head, at = mc.header(header + mc.HEADER_SIZE), mc.HEADER_AT + mc.HEADER_SIZE
-        saved = puppet.saved()
-        self._map[mc.SAVED_AT : mc.SAVED_AT + len(saved)] = saved
-        self._map[mc.HEADER_AT : mc.HEADER_AT + len(head)] = head
-        self._map[at : at + len(entries)] = entries
-        puppet.run(self.address, header, self._state)
-        return program.outcomes(self._map[at : at + len(entries)])
+        self._write(mc.SAVED_AT, puppet.saved())
+        self._write(mc.HEADER_AT, mc.header(self.address + entries_at))
+        self._write(entries_at, entries)
+        puppet.run(self.address, header, SharedState(self._here + mc.HEADER_AT + mc.HEADER["STATE"]))
+        return program.outcomes(ctypes.string_at(self._here + entries_at, len(entries)))
 
 
 class Found(NamedTuple):
