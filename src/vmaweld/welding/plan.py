@@ -1,7 +1,7 @@
 """What to weld: from a snapshot to groups for the batch machine, and the reasons for what is left out."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
@@ -109,6 +109,7 @@ class Limits(NamedTuple):
     failed: seams that were tried already, by address, with the reason why they stayed open.
     avoid: addresses whose VMAs must not be touched, with the reason.
     zero_stays: the page of zeroes, which a read maps, must not be moved (see `support.zero_stays`).
+    guard: of `Group.prot` and `Group.locked`, why memory with these must be left out, "" where it need not.
     """
 
     low: int = 0
@@ -119,6 +120,7 @@ class Limits(NamedTuple):
     failed: Mapping[int, str] = MappingProxyType({})
     avoid: Mapping[int, str] = MappingProxyType({})
     zero_stays: bool = False
+    guard: Callable[[int, int], str] = lambda _prot, _locked: ""
 
 
 def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool = False) -> Plan:
@@ -156,6 +158,12 @@ def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool =
                 populate = [(start, end) for start, end, kind in inside if not kind & pagemap.ZERO]
             candidates.append(Candidate(part, populated, populate, totals.shared))
     return Plan(candidates, left, moved, copied)
+
+
+def guarded(made: Plan, limits: Limits) -> bool:
+    """Whether `made` holds what the guard of `limits`, unknown when it was made, wants left out."""
+    rows = (candidate.rows[0] for candidate in made.candidates)
+    return any(limits.guard(row.flags & abi.VM_ACCESS_FLAGS, _lock(row)) for row in rows)
 
 
 def _left(rows: Sequence[Row], reason: str) -> Left:
@@ -244,7 +252,14 @@ def _why_not(rows: Sequence[Row], snapshot: Snapshot, limits: Limits) -> str:
         return limits.relock
     if snapshot.source == "procfs" and any(row.mempolicy is None for row in rows):
         return "its memory policy cannot be read"
-    return ""
+    return limits.guard(flags & abi.VM_ACCESS_FLAGS, _lock(row))
+
+
+def _lock(row: Row) -> int:
+    """`Group.locked` of a group that begins with `row`."""
+    if not row.flags & abi.VM_LOCKED_MASK:
+        return -1
+    return abi.MLOCK_ONFAULT if row.flags & abi.VM_LOCKONFAULT else 0
 
 
 def _locked_reason(rows: Sequence[Row], populated: Sequence[pagemap.Run], low: int) -> str:
@@ -339,16 +354,13 @@ def groups(
 
 def _group(rows: Sequence[Row], keep: int, candidate: Candidate, room: "Room") -> Group:
     row = rows[0]
-    locked = -1
-    if row.flags & abi.VM_LOCKED_MASK:
-        locked = abi.MLOCK_ONFAULT if row.flags & abi.VM_LOCKONFAULT else 0
     inside = [(start, end) for start, end in candidate.populate if start < rows[-1].end and end > rows[1].start]
     return Group(
         keep,
         [(row.start, row.end) for row in rows[1:]],
         room.place(keep, rows[-1].end - keep),
         row.flags & abi.VM_ACCESS_FLAGS,
-        locked,
+        _lock(row),
         [(max(start, rows[1].start), min(end, rows[-1].end)) for start, end in inside],
         _hole(keep, row.end, clip(candidate.runs, keep, row.end)) if not row.anon_vma else (0, 0),
     )
