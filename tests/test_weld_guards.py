@@ -139,7 +139,7 @@ def test_memory_that_may_not_gain_the_right_to_execute() -> None:
 
 @pytest.mark.parametrize(("guard", "name"), [("mremap_in_place", "mremap"), ("munmap", "munmap"), ("systemd", "")])
 def test_a_filter_that_comes_between_two_slices(guard: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", 1e-3)
+    monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", 1e3)
     with guarded("none") as target:
         slices: list[Report] = []
 
@@ -176,4 +176,33 @@ def test_another_thread_works_where_one_has_its_system_calls_dispatched() -> Non
     with guarded("dispatch", "thread") as target:
         assert target.weld().closed == len(EVERYTHING) * (COUNT - 1)
         assert target.welded() == EVERYTHING
+        target.check()
+
+
+@pytest.mark.parametrize("said", [b"", b"d\0", b"d\0\0\0", b"d\0\0\0half"])
+def test_the_process_that_welds_is_killed(said: bytes) -> None:
+    """One line and status 1, whether it had said nothing yet or was in the middle of a word."""
+    with guarded("none") as target:
+        code = f"""
+import os, signal, sys
+from vmaweld.cli import main
+from vmaweld.welding import guardian, remote
+def killed(*_arguments, **_options):
+    links = {{fd: os.readlink(f"/proc/self/fd/{{fd}}") for fd in range(64) if os.path.lexists(f"/proc/self/fd/{{fd}}")}}
+    fd = max(fd for fd, link in links.items() if link.startswith("pipe:"))
+    os.write(fd, {said!r})
+    os.kill(os.getpid(), signal.SIGKILL)
+remote.weld = killed
+sys.argv[1:] = ["weld", "--yes", "{target.pid}"]
+main()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(
+            f"vmaweld: the process that welds process {target.pid} was killed by signal 9 (Killed): "
+        )
+        assert line.endswith("run the weld again, it clears up")
         target.check()

@@ -35,6 +35,8 @@ MEMORY_DENY_WRITE_EXECUTE = (
 )
 Rule = tuple[int, int, int, int]
 
+KEPT: list[int] = []
+AREAS: dict[str, int] = {}
 SELECTOR = ctypes.create_string_buffer(b"\1")  # SYSCALL_DISPATCH_FILTER_BLOCK
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -118,29 +120,53 @@ def dispatch() -> None:
     )
 
 
-def lay_out() -> dict[str, int]:
-    found = {}
+def fork() -> None:
+    """A child that ends at once: who wrote to no page since shares it still, as far as the kernel knows."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def fork_and_wait() -> None:
+    """A child that lives as long as we do."""
+    ours = os.pipe()
+    if os.fork() == 0:
+        os.close(ours[1])
+        os.read(ours[0], 1)
+        os._exit(0)
+    KEPT.append(ours[1])
+
+
+def twin() -> None:
+    """A copy of the first area elsewhere, both for KSM to merge."""
+    copy = syscalls.mmap(0, SIZE, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_PRIVATE | abi.MAP_ANONYMOUS)
+    ctypes.memmove(copy, AREAS["rw-"], SIZE)
+    for start in (copy, AREAS["rw-"]):
+        check(libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(SIZE), 12))  # MADV_MERGEABLE
+
+
+def lay_out() -> None:
     for seed, (name, prot) in enumerate((("rw-", 3), ("r--", 1), ("r-x", 5), ("rwx", 7)), 1):
-        found[name] = fragments(COUNT, PAGES, seed=seed)
+        AREAS[name] = fragments(COUNT, PAGES, seed=seed)
         if prot != 3:
-            syscalls.mprotect(found[name], SIZE, prot)
-    found["locked"] = fragments(COUNT, PAGES, seed=5)
-    syscalls.check(syscalls.raw(syscalls.NR_MLOCK2, found["locked"], SIZE, 0), "mlock2")
-    return found
+            syscalls.mprotect(AREAS[name], SIZE, prot)
+    AREAS["locked"] = fragments(COUNT, PAGES, seed=5)
+    syscalls.check(syscalls.raw(syscalls.NR_MLOCK2, AREAS["locked"], SIZE, 0), "mlock2")
 
 
 def main() -> None:
-    areas = lay_out()
+    lay_out()
     if "thread" in sys.argv:
         threading.Thread(target=threading.Event().wait, daemon=True).start()
     globals()[sys.argv[1]]()
-    print(*(f"{name}={start:x}" for name, start in areas.items()), flush=True)
+    print(*(f"{name}={start:x}" for name, start in AREAS.items()), flush=True)
     for line in sys.stdin:
-        if line.strip():  # another guard
+        if line.strip():  # another guard, or another act
             globals()[line.strip()]()
             print("on", flush=True)
             continue
-        for seed, start in enumerate(areas.values(), 1):
+        for seed, start in enumerate(AREAS.values(), 1):
             for index in range(COUNT):
                 for page in range(PAGES):
                     at = start + (index * PAGES + page) * PAGE + 8

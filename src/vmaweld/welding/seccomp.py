@@ -71,18 +71,24 @@ class Filters:
         self.code = code
         self._filters: list[Filter] = [list(struct.iter_unpack("<HBBI", one)) for one in code]
         self._known: dict[tuple[int, int], str] = {}
+        self._passes: dict[Call, bool] = {}
 
     def forbidden(self, calls: Iterable[Call]) -> str:
         """The name of the first of `calls` that a filter does not simply allow, "" where all pass."""
         if not self._filters:
             return ""
-        for number, arguments in dict.fromkeys(calls):
-            padded = [value & _U64 for value in (*arguments, *(0,) * (6 - len(arguments)))]
-            data = struct.pack("<iIQ6Q", number, _ARCH, _SOMEWHERE, *padded)
-            for code in self._filters:
-                if evaluate(code, data) & 0xFFFF_0000 not in (_ALLOW, _LOG):
-                    return NAMES.get(number, f"system call {number}")
+        for call in calls:
+            passes = self._passes.get(call)
+            if passes is None:
+                passes = self._passes[call] = self._allows(*call)
+            if not passes:
+                return NAMES.get(call[0], f"system call {call[0]}")
         return ""
+
+    def _allows(self, number: int, arguments: tuple[int, ...]) -> bool:
+        padded = [value & _U64 for value in (*arguments, *(0,) * (6 - len(arguments)))]
+        data = struct.pack("<iIQ6Q", number, _ARCH, _SOMEWHERE, *padded)
+        return all(evaluate(code, data) & 0xFFFF_0000 in (_ALLOW, _LOG) for code in self._filters)
 
     def forbids_weld(self) -> str:
         """What every weld needs and they forbid, "" where there is no such thing."""
