@@ -133,7 +133,8 @@ def _batch(
         result.closed += done
         if done == len(group.pieces):
             result.ends.add(group.end)
-        result.pages += pagemap.totals(clip(part.runs, group.pieces[0][0], outcome.reached)).populated
+        if done:
+            result.pages += pagemap.totals(clip(part.runs, group.pieces[0][0], outcome.reached)).populated
         if done == len(group.pieces):
             continue
         if len(part.rows) > 2:

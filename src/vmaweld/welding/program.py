@@ -39,7 +39,7 @@ UNREGISTER: Final = 0x8010AA01
 WAKE: Final = 0x8010AA02
 MOVE: Final = 0xC028AA05
 
-A_GROUP: Final = 64
+A_GROUP: Final = 80
 """More entries than a group has besides its pieces and populated ranges; as many do for beginning and end."""
 
 _FIXED_MOVE: Final = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
