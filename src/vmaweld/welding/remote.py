@@ -57,7 +57,7 @@ def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
     support.check_other(pid)
     snapshot = source.take(pid)
     with Pagemap(pid) as pages:
-        made = plan.make(snapshot, pages, _limits(pid, options))
+        made = plan.make(snapshot, pages, _limits(pid, options), closely=True)
     support.check_memory(pid, made, unshare=options.unshare, verify=options.verify)
     return snapshot, made
 
