@@ -139,7 +139,7 @@ def test_memory_that_may_not_gain_the_right_to_execute() -> None:
 
 @pytest.mark.parametrize(("guard", "name"), [("mremap_in_place", "mremap"), ("munmap", "munmap"), ("systemd", "")])
 def test_a_filter_that_comes_between_two_slices(guard: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", 1e3)
+    monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", 1.0)
     with guarded("none") as target:
         slices: list[Report] = []
 

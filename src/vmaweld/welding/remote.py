@@ -311,9 +311,9 @@ class _Weld:
         self.report.left = made.left
         chosen, more = self._pace.share(made.candidates, budget)
         if chosen and (anew or _locked(chosen)):
-            part = limits._replace(
-                low=max(limits.low, chosen[0].rows[0].start), high=min(limits.high, chosen[-1].rows[-1].end)
-            )
+            # The last row may be but the front of a VMA, and a plan takes whole ones only.
+            last = made.candidates[len(chosen) - 1].rows[len(chosen[-1].rows) - 1]
+            part = limits._replace(low=max(limits.low, chosen[0].rows[0].start), high=min(limits.high, last.end))
             made = plan.make(snapshot.between(part.low, part.high), pages, part, quick=self._quick)
             chosen, cut = self._pace.share(made.candidates, budget)
             more = more or cut

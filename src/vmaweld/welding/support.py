@@ -131,8 +131,6 @@ def check_other(pid: int) -> None:
     for line in procfs.read_file(pid, "status").splitlines():
         if line.startswith(b"x86_Thread_features:") and b"shstk" in line:
             raise Refused(f"process {pid} runs with a shadow stack: a weld cannot borrow its threads")
-        if line.startswith(b"Tgid:") and int(line.split()[1]) != pid:
-            raise Refused(f"{pid} is a thread of process {int(line.split()[1])}: weld that")
     # The words of the auxiliary vector are as wide as the program's: AT_NULL ends it either way, but a 32-bit one
     # has its small types four bytes apart.
     vector = procfs.read_file(pid, "auxv")
