@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from vmaweld.welding import remote
+from vmaweld.welding.errors import HalfDone
 from vmaweld.welding.report import Report
 
 _LENGTH = struct.Struct("<I")
@@ -42,9 +43,11 @@ def weld(pid: int, options: remote.Options, progress: Progress | None = None) ->
         while True:
             try:
                 head = pipe.read(_LENGTH.size)
-                if len(head) < _LENGTH.size:
+                length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+                data = pipe.read(length)
+                if not length or len(data) < length:  # it has ended, perhaps in the middle of a word
                     break
-                kind, value = pickle.loads(pipe.read(_LENGTH.unpack(head)[0]))
+                kind, value = pickle.loads(data)
                 if kind == "progress" and progress is not None:
                     progress(value)
                 elif kind != "progress":
@@ -53,13 +56,17 @@ def weld(pid: int, options: remote.Options, progress: Progress | None = None) ->
                 interrupted = True
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGINT)
-    os.waitpid(child, 0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if interrupted:
         raise KeyboardInterrupt
     if isinstance(result, BaseException):
         raise result
     if result is None:
-        raise RuntimeError("the process that welds has died; run the weld again, it repairs what is half done")
+        how = f"was killed by signal {-status} ({signal.strsignal(-status)})" if status < 0 else "has ended early"
+        raise HalfDone(
+            f"the process that welds process {pid} {how}: its memory is complete, but how much was welded is unknown, "
+            "and a mapping of ours may have stayed there: run the weld again, it clears up"
+        )
     return result
 
 
