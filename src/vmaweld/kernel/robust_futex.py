@@ -13,6 +13,7 @@ from typing import Final
 from vmaweld.kernel import syscalls
 
 TID_MASK: Final = 0x3FFF_FFFF
+WAITERS: Final = 0x8000_0000
 
 _NR_SET_ROBUST_LIST: Final = 273
 _NR_GET_ROBUST_LIST: Final = 274
@@ -22,6 +23,8 @@ _HEAD_SIZE: Final = 24
 class RobustFutex:
     """A futex word in memory that others can read, held by the calling thread until `drop` or its end.
 
+    alive: what the word holds meanwhile. It says that somebody waits, so that the owner's end wakes one who does
+    (``handle_futex_death()``).
     The list of robust futexes is the thread's own and lies in private memory, so that whoever shares the word cannot
     lead the kernel or this process astray by it. It takes the place of the C library's list meanwhile: the thread
     must not hold a robust mutex of that.
@@ -30,7 +33,7 @@ class RobustFutex:
     def __init__(self, address: int) -> None:
         """Prepare for the lock whose word will lie at that address, from `hold` on."""
         self._address = address
-        self._tid = threading.get_native_id()
+        self.alive = threading.get_native_id() | WAITERS
         before = ctypes.create_string_buffer(16)
         at = ctypes.addressof(before)
         syscalls.check(syscalls.raw(_NR_GET_ROBUST_LIST, 0, at, at + 8), "get_robust_list()")
@@ -45,7 +48,7 @@ class RobustFutex:
 
     def hold(self) -> None:
         """Take the lock for the thread that prepared it. Any thread may call this; nobody else may try to take it."""
-        self._set(self._tid)
+        self._set(self.alive)
 
     def drop(self) -> None:
         """Give the lock back; its word must still be mapped."""

@@ -5,8 +5,8 @@ excursion of a stopped thread where the weld comes from outside. It is position 
 only (system calls leave the others alone) and, as an excursion, needs no stack. The header, `HEADER_AT` past the start
 of the code, is the journal: at any moment it tells where the machine is and how far the pages are.
 
-An excursion ends by itself: it waits a moment to be fetched, else `way_back` puts every register back and the thread
-goes on where it was. So nothing hangs on the welder staying alive; docs/welding.md tells the whole of it.
+An excursion ends by itself: it waits to be fetched, and if the welder dies, `way_back` puts every register back and
+the thread goes on where it was. So nothing hangs on the welder staying alive; docs/welding.md tells the whole of it.
 
 An entry is twelve words: op, number, six arguments, one byte of mode an argument, the entry to go to on failure (0: the
 next), what the call answered, and `extra`. MOVE keeps the structure of its ioctl in the first five arguments, the
@@ -69,7 +69,8 @@ HEADER: Final[dict[str, int]] = {
     "ARGUMENTS": 96,
     "STUCK": 288,  # the entry that failed and has no other way, 0 for none
     "FAILED": 296,  # the entry that failed last
-    "OWNER": 504,  # 4 bytes, a robust futex: the thread id of the welder while it lives
+    "ALIVE": 496,  # what OWNER holds while the welder lives
+    "OWNER": 504,  # 4 bytes, a robust futex, which holds the thread id of the welder
 }
 """Offset of each field; all are 8 bytes but those that say otherwise."""
 HEADER_SIZE: Final = 512
@@ -253,7 +254,13 @@ finished:
     be01000000         mov esi, 1
     baffffff7f         mov edx, 0x7fffffff
     0f05               syscall
-    b817000000         mov eax, 23  # select(0, NULL, NULL, NULL, &PATIENCE): time for it to fetch us
+    b8ca000000         mov eax, 202  # futex(&OWNER, FUTEX_WAIT, ALIVE, NULL): until it fetches us, or dies
+    488dbbf8010000     lea rdi, [rbx+OWNER]
+    31f6               xor esi, esi
+    8b93f0010000       mov edx, [rbx+ALIVE]
+    4531d2             xor r10d, r10d
+    0f05               syscall
+    b817000000         mov eax, 23  # select(0, NULL, NULL, NULL, &PATIENCE): time for another one to fetch us
     31ff               xor edi, edi
     31f6               xor esi, esi
     31d2               xor edx, edx
@@ -261,7 +268,7 @@ finished:
     4c8d4350           lea r8, [rbx+PATIENCE]
     0f05               syscall
     c7431003000000     mov dword ptr [rbx+STATE], 3  # LEFT: nobody came, so back to where the thread was, by ourselves
-    e9440d0000         jmp way_back
+    e92b0d0000         jmp way_back
 """
 """Bytes, and the instruction they encode (names in capitals: offsets in the header). The tests assemble it anew."""
 
@@ -273,10 +280,11 @@ CALL_ENTRY: Final = LABELS["call_entry"]
 EXCURSION: Final = LABELS["excursion"]
 
 
-def header(pc: int, *, patience_us: int = 100_000) -> bytes:
+def header(pc: int, *, alive: int = 0, patience_us: int = 100_000) -> bytes:
     """The header of a run that begins at the entry at address `pc`, up to its field OWNER, which outlives runs.
 
-    patience_us: of an excursion, so many microseconds it waits at its end to be fetched.
+    alive: what the word OWNER holds while the welder lives; 0 where there is none.
+    patience_us: of an excursion, so many microseconds it waits at its end to be fetched by another welder.
     """
     fields = {
         "MAGIC": int.from_bytes(MAGIC, "little"),
@@ -285,6 +293,7 @@ def header(pc: int, *, patience_us: int = 100_000) -> bytes:
         "PC": pc,
         "FD": NO_FD,
         "ALL_SIGNALS": (1 << 64) - 1,
+        "ALIVE": alive,
         "PATIENCE": patience_us // 1_000_000,
     }
     data = bytearray(HEADER["OWNER"])

@@ -16,7 +16,7 @@ from vmaweld.kernel.errors import ProcessGone
 from vmaweld.snapshot import Row
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding import trampoline, way_back
-from vmaweld.welding.errors import HalfDone, Refused
+from vmaweld.welding.errors import Busy, HalfDone, Refused
 from vmaweld.welding.standstill import Standstill
 
 _FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
@@ -50,6 +50,8 @@ class Puppet:
         self._laid = self._gap.left
         self._current = False
         self._at_work = False
+        self.late = False
+        """A batch had ended by itself before it was fetched, and the thread has run since: what was known is stale."""
 
     # Choosing
 
@@ -165,6 +167,8 @@ class Puppet:
 
     def run(self, code: int, header: int, state: "State") -> None:
         """Go through the batch whose header is there, and stop again."""
+        if self.late:
+            raise Busy(f"process {self.pid} has run during the standstill, where nobody fetched its thread in time")
         regs = self._working(code + mc.EXCURSION)
         regs.rbx = header
         self._take(regs)
@@ -194,6 +198,7 @@ class Puppet:
             self._resume = resumed(self._own)
             self._current = False
             self._at_work = False
+            self.late = True
 
     def restore(self) -> None:
         """Give the thread back what is its own; safe to call twice, and when the process is gone."""

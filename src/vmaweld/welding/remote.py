@@ -102,6 +102,7 @@ class _Weld:
         self._avoid: dict[int, str] = {}
         self._filters = seccomp.NONE
         self._idle = 0
+        self._residue = False
         self._source = source.Source(pid)
         self._process = -1
         self._prepared: tuple[Snapshot, plan.Plan] | None = None
@@ -123,7 +124,8 @@ class _Weld:
         workshop.refuse_if_taken(self.pid, snapshot.rows)
         self._begin(snapshot, made)
         report.vmas_after = report.vmas_before
-        if not made.candidates and not self._is_residue(snapshot.rows):
+        self._residue = self._is_residue(snapshot.rows)
+        if not made.candidates and not self._residue:
             return report
         try:
             more = True
@@ -137,6 +139,10 @@ class _Weld:
         except BaseException:
             self._leave_in_order()
             raise
+        try:
+            report.vmas_after = _count(self.pid)
+        except ProcessGone:  # it has ended since
+            report.vmas_after = report.vmas_before - report.closed
         return report
 
     def _next(self) -> bool:
@@ -210,7 +216,8 @@ class _Weld:
         self._filters = seccomp.check(self.pid, puppet.tid, self._filters)
         more = False
         try:
-            if first and self._is_residue(snapshot.rows):
+            if first and self._residue:
+                self._residue = False
                 self.report.repaired = residue.clear(puppet, residue.mapped(self.pid, snapshot.rows))
                 snapshot = self._source.take()
                 more = self.options.max_pause is not None  # what to weld now is planned before the next slice
@@ -223,7 +230,6 @@ class _Weld:
             if not more:
                 self._workshop.take_down(puppet)
             puppet.restore()
-        self.report.vmas_after = _count(self.pid) - (2 if self._workshop.address else 0)
         return more
 
     def _prove(self, snapshot: Snapshot) -> None:
@@ -275,7 +281,7 @@ class _Weld:
                     report.closed += found - folded.closed - made.all_seams
                     report.left = made.left
                     folded = self._run(puppet, snapshot, made.candidates, retry=True)
-            if self._digest(pages, candidates, puppet) != before:
+            if not puppet.late and self._digest(pages, candidates, puppet) != before:
                 raise HalfDone("the contents differ after the weld, which must never happen: please report it")
             self._pace.learn(time.monotonic() - began)
         self._failed.update(folded.failed)
@@ -305,9 +311,10 @@ class _Weld:
             return made.candidates, False
         if guarded:
             return [], True  # what a filter forbids is known now, and planned for before the next slice
-        # A slice works at least as long as it took to prepare it, or the whole would take for ever.
+        # Where looking at all VMAs takes most of the pause, or all of it, there must be some time left for work, or the
+        # whole would take for ever.
         spent = time.monotonic() - still.began
-        budget = max(self.options.max_pause - spent, spent)
+        budget = max(self.options.max_pause - spent, self.options.max_pause / 2)
         self.report.left = made.left
         chosen, more = self._pace.share(made.candidates, budget)
         if chosen and (anew or _locked(chosen)):

@@ -31,6 +31,7 @@ _STARVED: Final = 5.0
 """Seconds that a thread may wait for a processor."""
 _TRIES: Final = 10
 """Short pauses are tried as often, so that a thread which reads from a disk is met at another moment."""
+_SEIZES: Final = 3
 REST: Final = 4
 """Between two standstills the process runs at least that many times as long as it stood still."""
 
@@ -133,12 +134,18 @@ class Standstill:
             raise ProcessGone(f"process {self.pid} has ended")
 
     def _seize(self, tid: int) -> bool:
-        try:
-            ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
-        except OSError as error:
-            if error.errno == errno.ESRCH or _is_dead(self.pid, tid):
-                return False
-            raise _why_not_seized(self.pid, tid, error) from None
+        for attempt in range(_SEIZES):
+            try:
+                ptrace.seize(tid, ptrace.O_TRACESYSGOOD)
+            except OSError as error:
+                if error.errno == errno.ESRCH or _is_dead(self.pid, tid):
+                    return False
+                why = _why_not_seized(self.pid, tid, error)
+                # Who traced it when it was refused may have let go before we could ask who it is.
+                if isinstance(why, Busy) or attempt == _SEIZES - 1:
+                    raise why from None
+                continue
+            break
         self._pending.add(tid)
         return True
 

@@ -79,12 +79,11 @@ def _rounded(size: int) -> int:
 
 def _gaps(pid: int, rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
     """(address, bytes) of what lies behind code segments up to the end of their last pages; [vdso]'s comes first."""
-    first_pages: dict[str, int] = {}
-    for row in rows:
-        if row.file and row.pgoff == 0:
-            first_pages[row.file] = row.start
+    for row in reversed(rows):  # it is one of the last
         if row.name == "[vdso]":
             yield from _behind(pid, row, row.start)
+            break
+    first_pages = {row.file: row.start for row in rows if row.file and row.pgoff == 0}
     for row in rows:
         code = row.flags & abi.VM_EXEC and row.flags & abi.VM_READ and not row.flags & abi.VM_SHARED
         if code and row.file in first_pages:

@@ -8,6 +8,7 @@ import ctypes
 import os
 import secrets
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -124,7 +125,8 @@ class Workshop:
         drawn and written just now through this one's. Only the same file at the same offset can, and no program that
         was executed meanwhile maps it.
         """
-        inside = [row for row in rows if row.start < self.address + AREA and row.end > self.address]
+        first = bisect_right(rows, self.address, key=lambda row: row.end)
+        inside = rows[first : bisect_left(rows, self.address + AREA, first, key=lambda row: row.start)]
         journal = self.address + mc.CODE_SIZE
         if [(row.start, row.end) for row in inside] != [(self.address, journal), (journal, self.address + AREA)]:
             return False
@@ -152,11 +154,12 @@ class Workshop:
 
     def run(self, puppet: Puppet, program: Program) -> tuple[tuple[str, int], list[Outcome]]:
         """Run `program`, which must be finished, by that thread; returns `Program.outcomes`."""
+        assert self._lock is not None
         header = self.address + mc.HEADER_AT
         entries_at = mc.HEADER_AT + mc.HEADER_SIZE
         entries = program.place(header)
         self._write(mc.SAVED_AT, puppet.saved())
-        self._write(mc.HEADER_AT, mc.header(self.address + entries_at))
+        self._write(mc.HEADER_AT, mc.header(self.address + entries_at, alive=self._lock.alive))
         self._write(entries_at, entries)
         puppet.run(self.address, header, SharedState(self._here + mc.HEADER_AT + mc.HEADER["STATE"]))
         return program.outcomes(ctypes.string_at(self._here + entries_at, len(entries)))
@@ -181,13 +184,12 @@ def found(pid: int, rows: Sequence[Row], name: str) -> list[Found]:
     """
     areas: list[Found] = []
     before: Row | None = None
-    for row in rows:
-        if row.file.startswith(f"/memfd:{name}"):
-            if row.pgoff == 0:
-                areas.append(Found(row.start, row.end))
-            elif before is not None and areas and areas[-1].end == row.start and before.file == row.file:
-                areas[-1] = areas[-1]._replace(end=row.end)
-            before = row
+    for row in [row for row in rows if row.file and row.file.startswith(f"/memfd:{name}")]:
+        if row.pgoff == 0:
+            areas.append(Found(row.start, row.end))
+        elif before is not None and areas and areas[-1].end == row.start and before.file == row.file:
+            areas[-1] = areas[-1]._replace(end=row.end)
+        before = row
     return [area for area in areas if _read(pid, area.header, len(mc.MARK)) == mc.MARK]
 
 
