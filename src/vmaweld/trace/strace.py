@@ -4,9 +4,12 @@ So every page of a private mapping counts as written from the moment it is writa
 itself maps is taken from a look at /proc/PID/maps soon after, where the process lived long enough for one.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from vmaweld.snapshot import Row
 from vmaweld.trace import strace_log
 from vmaweld.trace.assembler import Assembler
 from vmaweld.trace.calls import NUMBERS, policy_text
+from vmaweld.trace.perf import NoRoomError
 from vmaweld.trace.progress import Progress
 from vmaweld.trace.sampler import Sample
 from vmaweld.trace.store import TraceWriter
@@ -28,6 +32,7 @@ _EXECS: Final = ("execve", "execveat")
 _TRACED: Final = (*NUMBERS.values(), *_TASKS, *_EXECS, "userfaultfd", "ioctl")
 _UFFDIO_REGISTER: Final = 0xC020_AA00
 _UFFDIO_UNREGISTER: Final = 0x8010_AA01
+_PIPE: Final = 1 << 20
 _MARGIN: Final = 5_000_000
 """Nanoseconds: strace stamps a call's line with its beginning, and is slow itself."""
 
@@ -66,13 +71,14 @@ class StraceRecorder:
 
     def __init__(self, directory: Path) -> None:
         self._log = directory / "strace.log"
+        self._spool = Spool(self._log)
 
     def command(self, command: list[str]) -> list[str]:
         """The command line that runs `command` under strace."""
         return [
             shutil.which("strace") or "strace",
             "-f", "--seccomp-bpf", "-X", "raw", "-y", "-s", "80", "--quiet=attach,personality",
-            "--absolute-timestamps=unix,ns", "-o", str(self._log),
+            "--absolute-timestamps=unix,ns", "-o", self._spool.name,
             "-e", "trace=" + ",".join(f"?{name}" for name in _TRACED),
             "-e", "abbrev=!mbind",  # signals stay on: without them strace hides who was killed by one, too
             "--", *command,
@@ -86,14 +92,21 @@ class StraceRecorder:
             return pid
 
     def attach(self, pid: int) -> None:
-        """Nothing: strace starts the command itself."""
+        """Be ready for the log; strace starts the command itself."""
+        self._spool.start()
 
     def stop(self) -> None:
-        """Nothing: strace ends with the command."""
+        """Take the rest of the log; strace ends with the command."""
+        self._spool.finish()
 
     def convert(self, writer: TraceWriter, root: int, samples: list[Sample], progress: Progress) -> None:
-        """Turn the log into `writer`'s events. `root` is strace's own pid: the command's is the log's first."""
-        size = self._log.stat().st_size if self._log.exists() else 0
+        """Turn the log into `writer`'s events. `root` is strace's own pid: the command's is the log's first.
+
+        Raises NoRoomError where the log is not whole.
+        """
+        if self._spool.error is not None:
+            raise NoRoomError(f"strace's log: {self._spool.error.strerror}")
+        size = self._log.stat().st_size
         with self._log.open(encoding="utf-8", errors="surrogateescape") as lines:
             first = next(lines, "")
             begin = next((line[1] for line in strace_log.parse([first])), 0)
@@ -106,6 +119,47 @@ class StraceRecorder:
             feed.finish()
         for cause, number in assembler.losses.items():
             writer.metadata.losses[cause] = writer.metadata.losses.get(cause, 0) + number
+
+
+class Spool:
+    """Writes what comes out of a pipe into the file `path`, and knows whether all of it fitted.
+
+    strace itself would say for each line that it could not write it, on the command's stderr, and end as if all were
+    well. name: the pipe's end to write to, to be opened by any process of this user. error: why something is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.error: OSError | None = None
+        self._receive, self._send = os.pipe()
+        self.name = f"/proc/{os.getpid()}/fd/{self._send}"
+        with contextlib.suppress(OSError):  # beyond the user's share of pipe memory: then the usual 64 KiB
+            fcntl.fcntl(self._send, fcntl.F_SETPIPE_SZ, _PIPE)
+        self._path = path
+        self._thread = threading.Thread(target=self._run, name="vmaweld-spool", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take from the pipe."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        with open(self._receive, "rb", buffering=0) as pipe:
+            try:
+                with self._path.open("wb", buffering=0) as file:
+                    while data := memoryview(pipe.read(_PIPE) or b""):
+                        while data:
+                            data = data[file.write(data) :]
+            except OSError as error:
+                self.error = error
+                while pipe.read(_PIPE):  # whoever writes must not notice
+                    pass
+
+    def finish(self) -> None:
+        """Wait until all who write have closed the pipe."""
+        os.close(self._send)
+        if self._thread.ident is not None:
+            self._thread.join()
+        else:
+            os.close(self._receive)
 
 
 def _counted(lines: Iterator[str], progress: Callable[[int], None]) -> Iterator[str]:
