@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -11,6 +12,11 @@ DONE = 0
 NO = 1
 USAGE = 2
 UNSUPPORTED = 3
+INTERRUPTED = 128 + 2
+"""As shells tell of who was ended by Ctrl-C."""
+
+OUTPUT = click.Path(path_type=Path, readable=False)
+"""A file to be written. `vmaweld.output` knows which it may be; click would refuse a pipe that only takes data."""
 
 
 class Failure(click.ClickException):
