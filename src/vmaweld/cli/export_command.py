@@ -27,6 +27,8 @@ def command(port: int, address: str, at_least: int) -> None:
     """Serve per-process VMA counts, the limit and open seams by reason as Prometheus text, until interrupted.
 
     Each scrape counts anew. As root all processes are served, else one's own, with open seams by elimination.
+
+    Exit status: 130 after Ctrl-C, 0 after SIGTERM; 1 the port cannot be listened on.
     """
     registry = CollectorRegistry()
     registry.register(VmaCollector(at_least))
@@ -37,9 +39,10 @@ def command(port: int, address: str, at_least: int) -> None:
     shown = f"[{address}]" if ":" in address else address
     click.echo(f"vmaweld: serving http://{shown}:{server.server_port}/metrics", err=True)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    stop.wait()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        stop.wait()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

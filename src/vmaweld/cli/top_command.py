@@ -27,4 +27,7 @@ def command(every: float, sort: str, only: str) -> None:
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("top needs a terminal; for scripts there are `vmaweld inspect --all --json` and `vmaweld export`", USAGE)
-    Top(every, only, sort).run()
+    top = Top(every, only, sort)
+    top.run()
+    if top.return_code:
+        raise SystemExit(top.return_code)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import click
 
 from vmaweld import abi
-from vmaweld.cli.common import DONE, NO, UNSUPPORTED, USAGE, fail, print_json
+from vmaweld.cli.common import DONE, INTERRUPTED, NO, UNSUPPORTED, USAGE, fail, print_json
 from vmaweld.kernel import procfs
 from vmaweld.kernel.errors import KernelError, NotPermitted, NotSupported
 from vmaweld.welding import guardian, remote
@@ -24,7 +24,8 @@ Examples:
   vmaweld weld --range 7f00e0000000-7f00f0000000 4321
 
 \b
-Exit status: 0 no open seam is left, 1 some are (the output tells why), 3 refused and nothing changed.
+Exit status: 0 no open seam is left, 1 some are (the output tells why), 3 refused and nothing changed,
+130 interrupted (it tells what was done).
 """
 
 
@@ -82,15 +83,21 @@ def command(
                 fail("nobody is there to ask: say --yes to weld, or --dry-run to look", USAGE)
             if not click.confirm("Weld now?", default=False):
                 raise SystemExit(NO)
-        report = guardian.weld(pid, options, _progress if sys.stderr.isatty() else None)
+        ended = guardian.weld(pid, options, _progress if sys.stderr.isatty() else None)
+        if ended.report is None:
+            _tell_interrupted(pid, len(snapshot.rows), plan, options, as_json)
+            raise SystemExit(INTERRUPTED)
     except (Refused, NotPermitted, NotSupported) as error:
         fail(str(error), UNSUPPORTED)
     except (HalfDone, KernelError) as error:
         fail(str(error), NO)
+    report = ended.report
     if as_json:
         print_json(report.as_json())
     else:
         _tell_report(report)
+    if ended.interrupted:
+        fail("interrupted, but the weld was done by then", INTERRUPTED)
     raise SystemExit(NO if any(left.reason != GAIN for left in report.left) else DONE)
 
 
@@ -157,6 +164,30 @@ def _tell_report(report: Report) -> None:
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     _tell_left(report.left, "left open")
+
+
+def _tell_interrupted(pid: int, vmas: int, plan: Plan, options: remote.Options, as_json: bool) -> None:
+    """What is done and what is left, by another look at the process: that is true whatever the weld was about to do.
+
+    vmas, plan: how it was before.
+    """
+    snapshot, rest = remote.survey(pid, options)
+    if as_json:
+        before = plan.seams + sum(left.seams for left in plan.left)
+        left = rest.seams + sum(entry.seams for entry in rest.left)
+        data: dict[str, object] = {
+            "pid": pid,
+            "interrupted": True,
+            "vmas": {"before": vmas, "after": len(snapshot.rows)},
+            "seams": {"before": before, "closed": before - left, "left": left},
+        }
+        print_json(data)
+        return
+    fail(
+        f"interrupted: {vmas:,} -> {len(snapshot.rows):,} VMAs, "
+        f"{_count(rest.seams, 'seam')} of {plan.seams:,} can still be welded",
+        INTERRUPTED,
+    )
 
 
 def _plan_as_json(pid: int, vmas: int, plan: Plan, unshare: bool) -> dict[str, object]:

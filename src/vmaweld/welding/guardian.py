@@ -13,7 +13,8 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import FrameType
 from typing import NoReturn
 
 from vmaweld.welding import remote
@@ -23,10 +24,23 @@ _LENGTH = struct.Struct("<I")
 Progress = Callable[[Report], None]
 
 
-def weld(pid: int, options: remote.Options, progress: Progress | None = None) -> Report:
-    """As `remote.weld`, but by a child process. Call it from a process with one thread.
+@dataclass(frozen=True)
+class Ended:
+    """How a weld ended.
 
-    KeyboardInterrupt is raised when the child has come to an end. Whatever `remote.weld` raises is raised here.
+    report: of the whole weld; None where it was interrupted before its end.
+    interrupted: by Ctrl-C, whether there was anything left to be done or not.
+    """
+
+    report: Report | None
+    interrupted: bool
+
+
+def weld(pid: int, options: remote.Options, progress: Progress | None = None) -> Ended:
+    """As `remote.weld`, but by a child process. Call it from the main thread of a process that has no other.
+
+    Ctrl-C is passed on to the child, which ends between two standstills. Whatever else `remote.weld` raises is raised
+    here.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -37,30 +51,37 @@ def weld(pid: int, options: remote.Options, progress: Progress | None = None) ->
         _guard(pid, options, send)
     os.close(send)
     interrupted = False
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
+
     result: Report | BaseException | None = None
-    with os.fdopen(receive, "rb") as pipe:
-        while True:
-            try:
-                head = pipe.read(_LENGTH.size)
-                if len(head) < _LENGTH.size:
-                    break
+    # No exception, which could come in the middle of reading a message and lose half of it.
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, pass_on)
+    try:
+        with os.fdopen(receive, "rb") as pipe:
+            while len(head := pipe.read(_LENGTH.size)) == _LENGTH.size:
                 kind, value = pickle.loads(pipe.read(_LENGTH.unpack(head)[0]))
                 if kind == "progress" and progress is not None:
                     progress(value)
                 elif kind != "progress":
                     result = value
-            except KeyboardInterrupt:
-                interrupted = True
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGINT)
-    os.waitpid(child, 0)
-    if interrupted:
-        raise KeyboardInterrupt
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.waitpid(child, 0)
+    if interrupted and isinstance(result, KeyboardInterrupt):
+        return Ended(None, True)
     if isinstance(result, BaseException):
         raise result
     if result is None:
         raise RuntimeError("the process that welds has died; run the weld again, it repairs what is half done")
-    return result
+    return Ended(result, interrupted)
 
 
 def _guard(pid: int, options: remote.Options, send: int) -> NoReturn:
@@ -76,17 +97,23 @@ def _guard(pid: int, options: remote.Options, send: int) -> NoReturn:
 
     def tell(kind: str, value: object) -> None:
         data = pickle.dumps((kind, value))
+        # An interrupt waits: half a message would make those after it unreadable.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             pipe.write(_LENGTH.pack(len(data)) + data)
             pipe.flush()
         except BrokenPipeError:
             raise KeyboardInterrupt from None  # nobody is there any more
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def progress(report: Report) -> None:
         tell("progress", replace(report, left=(), pauses=report.pauses[-2:]))
 
     try:
-        tell("done", remote.weld(pid, options, progress=progress))
+        report = remote.weld(pid, options, progress=progress)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done: that is what is to be told
+        tell("done", report)
     except BaseException as error:
         with contextlib.suppress(BaseException):
             tell("failed", error)
