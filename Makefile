@@ -44,7 +44,7 @@ $(READY): pyproject.toml setup.py
 
 .PHONY: study
 study: $(READY)  ## Record examples/growing_buffers.py and say what merges
-	@$(BIN)/vmaweld study --or-sample growing-buffers -- python3 examples/growing_buffers.py
+	@$(BIN)/vmaweld study --or-sample growing-buffers -- $(BIN)/python examples/growing_buffers.py
 
 .PHONY: lint
 lint: $(READY)  ## ruff and mypy --strict
@@ -117,6 +117,10 @@ weld-guests: $(READY)  ## 1,000 random welds each on seven kernels in virtual ma
 	for kernel in 6.8 6.11 6.12 6.14 6.17 7.0 7.2; do \
 		$(BIN)/python -m tests.weld_random --guest $$kernel --count 1000 --other 4 || exit; \
 	done
+
+.PHONY: weld-torture
+weld-torture: $(READY)  ## An hour of welds in real programs that check their data, welders killed (root)
+	$(BIN)/python -m tests.torture --minutes 60
 
 .PHONY: mutations
 mutations: $(READY)  ## Negate each rule of the merge in turn: does a test notice?

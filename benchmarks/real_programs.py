@@ -78,11 +78,11 @@ class Row:
 
 
 def growing(directory: Path) -> list[str]:
-    return ["python3", str(EXAMPLES / "growing_buffers.py")]
+    return [sys.executable, str(EXAMPLES / "growing_buffers.py")]
 
 
 def forking(directory: Path) -> list[str]:
-    return ["python3", str(EXAMPLES / "forking_workers.py")]
+    return [sys.executable, str(EXAMPLES / "forking_workers.py")]
 
 
 def compile_many(directory: Path) -> list[str]:
@@ -127,8 +127,8 @@ def node(directory: Path) -> list[str]:
 
 
 WORKLOADS: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
-    "growing buffers (Python)": ("python3", growing),
-    "forking workers (Python)": ("python3", forking),
+    "growing buffers (Python)": (sys.executable, growing),
+    "forking workers (Python)": (sys.executable, forking),
     f"compile of {C_FILES} C files": ("make", compile_many),
     "redis-server, redis-benchmark, bgsave": ("redis-server", redis),
     "headless Chromium on a local page": ("chromium", chromium),

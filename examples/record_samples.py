@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Record the traces that come with the package anew: `python3 examples/record_samples.py`, where perf is permitted.
+"""Record the traces that come with the package anew: `make samples`, where perf is permitted.
 
 Each command runs on a copy of the examples in a directory of its own, with the system's own Python, so that the traces
 hold no paths of whoever records them; of the kernel's release the upstream part is kept.

@@ -3,10 +3,11 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from terminal_support import Terminal
 
 from vmaweld.kernel import guest
 from vmaweld.kernel.errors import KernelError
@@ -55,3 +56,17 @@ def bench() -> Iterator[Bench]:
         raise
     with made.executor:
         yield made
+
+
+@pytest.fixture
+def open_terminal() -> Iterator[Callable[..., Terminal]]:
+    require(shutil.which("tmux") is not None, "tmux is not installed")
+    opened: list[Terminal] = []
+
+    def start(command: str, columns: int = 80, rows: int = 24) -> Terminal:
+        opened.append(Terminal(command, columns, rows))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.close()

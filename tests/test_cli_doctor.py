@@ -3,7 +3,11 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+from terminal_support import Terminal
 
 from vmaweld.kernel import snapshots
 from vmaweld.trace import capabilities, perf
@@ -52,3 +56,25 @@ def test_what_is_not_installed_names_its_package(tmp_path: Path) -> None:
     assert found["perf"]["how"] == "perf is not installed: apt install linux-perf"
     assert not found["strace"]["ok"]
     assert found["strace"]["how"] == "strace is not installed: apt install strace"
+
+
+@pytest.mark.live
+def test_nothing_is_cut_off_at_forty_columns(open_terminal: Callable[..., Terminal]) -> None:
+    program = str(Path(sys.executable).with_name("vmaweld"))
+    doctor = open_terminal(f"{program} doctor", 40, 120)
+    doctor.wait_for("status 0")
+    lines = doctor.whole_lines()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(lines)
+    words = " ".join(" ".join(lines).split())
+    for each in json.loads(run("--json").stdout)["capabilities"]:
+        assert each["name"] in words
+        assert each["means"] in words
+        if each["how"]:  # a command to copy is one line, which the terminal alone may wrap
+            assert [line for line in lines if line.endswith(f"it: {each['how']}")], each["how"]
+
+
+def test_no_command_is_wrapped_in_a_pipe() -> None:
+    lines = run().stdout.splitlines()
+    for each in json.loads(run("--json").stdout)["capabilities"]:
+        if each["how"]:
+            assert [line for line in lines if line.endswith(f"it: {each['how']}")], each["how"]

@@ -44,6 +44,17 @@ def trace(tmp_path: Path) -> Path:
     return write_trace(tmp_path / "two.trace", [*events, system.snapshot(1)])
 
 
+def test_why_there_are_no_snapshots_depends_on_the_recorder(tmp_path: Path) -> None:
+    for recorder, advice in (("strace", "Record with perf"), ("perf", "without --no-snapshots")):
+        write_trace(tmp_path / "bare.trace", SCENARIOS["mremap-back"].events, recorder=recorder)
+        done = run("replay", "bare.trace", "--check", cwd=tmp_path)
+        text = " ".join(done.stdout.split())
+        assert done.returncode == 1
+        assert text.startswith("The trace holds no true snapshots: nothing to compare.")
+        assert advice in text
+        assert "as root" not in text
+
+
 def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
@@ -79,7 +90,12 @@ def test_what_cannot_be_trusted_is_said(trace: Path, tmp_path: Path) -> None:
 
 def test_json_has_the_documented_keys_alone(trace: Path, tmp_path: Path) -> None:
     documented = (DOCS / "study.md").read_text()
-    for arguments in (("replay", "two.trace"), ("replay", "two.trace", "--check"), ("explain", "mremap-back")):
+    for arguments in (
+        ("replay", "two.trace"),
+        ("replay", "two.trace", "--check"),
+        ("report", "two.trace"),
+        ("explain", "mremap-back"),
+    ):
         data = json.loads(run(*arguments, "--json", cwd=tmp_path).stdout)
         assert data["schema"] == 1
         for key in _keys(data):
@@ -119,6 +135,17 @@ def test_another_base_and_policies_of_choice(trace: Path, tmp_path: Path) -> Non
     data = json.loads(run("replay", "two.trace", "-p", "linux-6.1", "-p", "linux-7.2", "--json", cwd=tmp_path).stdout)
     assert [policy["name"] for policy in data["policies"]] == ["linux-6.1", "linux-7.2"]
     assert data["missed"]["recovered_by_series"] is None
+
+
+def test_report_says_what_it_wrote(trace: Path, tmp_path: Path) -> None:
+    done = run("report", "two.trace", "--html", "two.html", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    data = json.loads(done.stdout)
+    assert (data["schema"], data["trace"], data["html"]) == (1, "two.trace", "two.html")
+    assert data["bytes"] == (tmp_path / "two.html").stat().st_size
+    replayed = json.loads(run("replay", "two.trace", "--json", cwd=tmp_path).stdout)
+    for key in ("command", "exit_status", "processes", "events", "base", "missed"):
+        assert data[key] == replayed[key]
 
 
 def test_trace_pipe(trace: Path, tmp_path: Path) -> None:

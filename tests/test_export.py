@@ -1,5 +1,6 @@
 """`vmaweld export` scraped over HTTP and read by prometheus_client's own parser."""
 
+import json
 import os
 import re
 import signal
@@ -66,6 +67,28 @@ def test_a_scrape_tells_what_inspect_tells() -> None:
         target.process.kill()
         target.process.wait(TIMEOUT)
         assert wait_until(lambda: ("vmaweld_process_vmas", pid, "") not in scrape(address))
+
+
+def test_json_is_one_scrape_and_the_end() -> None:
+    with Target("mixed") as target, exporter() as address:
+        done = vmaweld("export", "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        data = json.loads(done.stdout)
+        got = {
+            (metric["name"], sample["labels"].get("pid", ""), sample["labels"].get("reason", "")): sample["value"]
+            for metric in data["metrics"]
+            for sample in metric["samples"]
+        }
+        served = scrape(address)
+        mine = {key: value for key, value in served.items() if key[1] == str(target.pid)}
+        assert mine
+        assert mine == {key: value for key, value in got.items() if key[1] == str(target.pid)}
+        assert {key[0] for key in served if key[0].startswith("vmaweld_")} == {
+            metric["name"] for metric in data["metrics"]
+        }
+    documented = (Path(__file__).parents[1] / "docs" / "inspect.md").read_text()
+    for key in (*data, *data["metrics"][0], *data["metrics"][0]["samples"][0]):
+        assert f"`{key}`" in documented
 
 
 def test_small_processes_are_left_out_on_request() -> None:

@@ -18,9 +18,10 @@ from vmaweld.inspect.obstacles import OBSTACLES, PREVENTS, obstacles
 from vmaweld.inspect.report import Pages, Report
 from vmaweld.inspect.svg import strip
 from vmaweld.inspect.text import map_lines, print_report
-from vmaweld.inspect.words import percent_text, printable, size_text
+from vmaweld.inspect.words import percent_text, size_text
 from vmaweld.seams import OPEN_MASK, REASON_NAMES, REASONS, seam_between, seams
 from vmaweld.snapshot import Row, Snapshot
+from vmaweld.words import printable
 
 RW = abi.VM_READ | abi.VM_WRITE | abi.VM_MAYREAD | abi.VM_MAYWRITE | abi.VM_MAYEXEC
 DOCS = Path(__file__).parent.parent / "docs" / "inspect.md"

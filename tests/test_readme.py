@@ -1,5 +1,6 @@
 """The README: its links lead somewhere, its drawing is what the command prints."""
 
+import os
 import re
 import subprocess
 import sys
@@ -39,3 +40,15 @@ def test_every_command_is_there() -> None:
         check=True,
     )
     assert names <= set(re.findall(r"^  (\w+) ", done.stdout, re.MULTILINE))
+
+
+def test_make_study_runs_the_environments_own_python() -> None:
+    """`python3` may be a shim of pyenv or its like, and the study would tell of the shim."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "-n", "study"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "-- .venv/bin/python examples/growing_buffers.py" in done.stdout
+    for text in (README, (ROOT / "src/vmaweld/cli/study_command.py").read_text()):
+        assert "python examples/growing_buffers.py" in text
+        assert "python3 examples" not in text

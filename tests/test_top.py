@@ -1,79 +1,21 @@
 """`vmaweld top` in a real terminal: tmux, 80 columns."""
 
+import json
 import os
 import shutil
-import subprocess
 import sys
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import require
-from inspect_support import AS_NOBODY, Started, Target, vmaweld, wait_until
+from inspect_support import AS_NOBODY, Started, Target, vmaweld
+from terminal_support import Terminal
 
 from vmaweld.kernel import snapshots
 
 pytestmark = pytest.mark.live
 PROGRAM = str(Path(sys.executable).with_name("vmaweld"))
-
-
-class Terminal:
-    """A tmux of its own with one command in 80 by 24."""
-
-    def __init__(self, command: str) -> None:
-        self._socket = f"vmaweld-{uuid.uuid4().hex[:12]}"
-        # The shell stays behind the command, to show what it left on the screen and with which status.
-        self._tmux(
-            "-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", f"{command}; echo status $?; sleep 60"
-        )
-
-    def _tmux(self, *arguments: str) -> str:
-        environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "SHELL": "/bin/sh"}
-        done = subprocess.run(
-            ["tmux", "-L", self._socket, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            env=environment,
-            check=True,
-        )
-        return done.stdout
-
-    def keys(self, *keys: str) -> None:
-        for key in keys:
-            self._tmux("send-keys", key)
-
-    def lines(self) -> list[str]:
-        return self._tmux("capture-pane", "-p").splitlines()
-
-    def resize(self, columns: int, rows: int) -> None:
-        self._tmux("resize-window", "-x", str(columns), "-y", str(rows))
-
-    def wait(self, true: Callable[[list[str]], bool]) -> list[str]:
-        """The screen once it is so."""
-        assert wait_until(lambda: true(self.lines())), "\n".join(self.lines())
-        return self.lines()
-
-    def wait_for(self, text: str) -> list[str]:
-        return self.wait(lambda lines: any(text in line for line in lines))
-
-    def close(self) -> None:
-        self._tmux("kill-server")
-
-
-@pytest.fixture
-def open_terminal() -> Iterator[Callable[[str], Terminal]]:
-    require(shutil.which("tmux") is not None, "tmux is not installed")
-    opened: list[Terminal] = []
-
-    def start(command: str) -> Terminal:
-        opened.append(Terminal(command))
-        return opened[-1]
-
-    yield start
-    for terminal in opened:
-        terminal.close()
 
 
 def row_of(lines: list[str], pid: int) -> list[str]:
@@ -163,6 +105,31 @@ def test_processes_come_and_go(open_terminal: Callable[[str], Terminal]) -> None
         top.keys("q")
         lines = top.wait_for("status 0")
         assert "Traceback" not in "\n".join(lines)
+
+
+def test_q_quits_from_the_details_too_and_the_footer_says_so(open_terminal: Callable[..., Terminal]) -> None:
+    top = open_terminal(f"{PROGRAM} top --every 0.5")
+    top.wait_for("processes:")
+    top.keys("Enter")
+    lines = top.wait_for("Back")
+    assert "esc Back" in lines[-1]
+    assert "q Quit" in lines[-1]
+    top.keys("q")
+    top.wait_for("status 0")
+
+
+def test_the_table_as_json() -> None:
+    with Target("mixed") as target, Target("apart") as other:
+        data = json.loads(vmaweld("top", "--json", "--every", "0.2", "--sort", "pid", "--filter", "python").stdout)
+        pids = [one["pid"] for one in data["processes"]]
+        assert pids == sorted(pids)
+        assert {target.pid, other.pid} <= set(pids)
+        only = json.loads(vmaweld("top", "--json", "--every", "0.2", "--filter", target.pid).stdout)
+        assert [one["pid"] for one in only["processes"]] == [target.pid]
+        assert only["processes"][0]["growth_per_second"] == 0
+        documented = (Path(__file__).parents[1] / "docs" / "inspect.md").read_text()
+        for key in (*only, *only["processes"][0]):
+            assert f"`{key}`" in documented
 
 
 def test_ctrl_c_leaves_a_clean_terminal(open_terminal: Callable[[str], Terminal]) -> None:

@@ -263,6 +263,62 @@ def test_strace_sees_the_same_calls_as_perf(tmp_path: Path) -> None:
     assert sum(only_perf.values()) + sum(only_strace.values()) <= 6, (only_perf, only_strace)
 
 
+def test_strace_misses_no_program_however_short_its_life_and_loaded_the_machine(tmp_path: Path) -> None:
+    require(*NEEDS_STRACE)
+    load = [
+        subprocess.Popen(["nice", "-n", "5", "sh", "-c", "while :; do :; done"], stdin=subprocess.DEVNULL)
+        for _ in range(2 * (os.cpu_count() or 1))
+    ]
+    try:
+        loop = "i=0; while [ $i -lt 50 ]; do /bin/true; i=$((i+1)); done"
+        recording = record(["sh", "-c", loop], tmp_path / "a.trace", recorder="strace", snapshots=False)
+    finally:
+        for each in load:
+            each.kill()
+            each.wait(20)
+    assert recording.metadata.losses == {}
+    events = list(open_trace(recording.path).events())
+    true = {event.pid for event in events if event.op == "exec" and event.file == "/bin/true"}
+    assert len(true) == 50
+    placed = {(event.pid, event.file) for event in events if event.op == "place"}
+    for pid in true:
+        assert (pid, os.path.realpath("/bin/true")) in placed
+        assert (pid, "[stack]") in placed
+
+
+def test_who_is_recorded_with_strace_goes_on_in_peace_when_the_recorder_is_killed(tmp_path: Path) -> None:
+    require(*NEEDS_STRACE)
+    (tmp_path / "go").touch()
+    script = (
+        "echo begun; while [ -e go ]; do /bin/true || echo failed; done; for i in 1 2 3; do /bin/true; done; echo done"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "vmaweld",
+        "record",
+        "--recorder",
+        "strace",
+        "-o",
+        "a.trace",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline() == "begun\n"
+        running.kill()
+        running.wait(20)
+        (tmp_path / "go").unlink()
+        assert running.stdout.read() == "done\n"  # to its end: strace and the heir of its log are gone by then
+        assert running.stderr.read() == ""
+
+
 def test_a_command_that_does_not_exist(tmp_path: Path) -> None:
     for name in ("no-such-command-here", str(tmp_path / "nothing")):
         with pytest.raises(CommandError, match="command not found"):

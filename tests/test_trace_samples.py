@@ -1,8 +1,10 @@
 """The samples that come with the package are there, small, whole and free of whoever recorded them."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from vmaweld.abi import CLONE_VM
@@ -45,3 +47,17 @@ def test_they_show_what_their_names_say() -> None:
 def test_an_unknown_sample_names_those_there_are() -> None:
     with pytest.raises(TraceError, match="choose forking-workers, growing-buffers, small-compile"):
         open_sample("nothing")
+
+
+def test_the_documented_sql_works_on_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very lines of docs/trace-file.md, on a file of the very name that `vmaweld record -- make` gives."""
+    documented = (Path(__file__).parents[1] / "docs" / "trace-file.md").read_text()
+    statements = re.findall(r"```sql\n(.*?)```", documented, re.DOTALL)
+    assert statements
+    sample = Path(samples.__file__).parent / "sample_traces" / "growing-buffers.trace"
+    (tmp_path / "make.trace").write_bytes(sample.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with open_sample("growing-buffers") as trace:
+        moved = [e for e in trace.events() if e.op == "mremap" and (e.result or 0) > 0 and e.result != e.addr]
+    for statement in statements:
+        assert duckdb.execute(statement).fetchall() == [(moved[0].pid, len(moved), sum(e.length for e in moved))]

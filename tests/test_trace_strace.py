@@ -78,11 +78,15 @@ def test_calls_whole_unfinished_and_resumed() -> None:
     assert next(iter(parse(lines)))[1] == 1700_000_000_001
 
 
-def convert(log: str, tmp_path: Path, samples: list[Sample] | None = None) -> tuple[list[str], Metadata]:
+def convert(
+    log: str, tmp_path: Path, samples: list[Sample] | None = None, looks: dict[int, list[Snapshot | None]] | None = None
+) -> tuple[list[str], Metadata]:
     (tmp_path / "strace.log").write_text(log)
     path = tmp_path / "a.trace"
+    recorder = StraceRecorder(tmp_path)
+    recorder.looks = looks or {}
     with TraceWriter(path, Metadata()) as writer:
-        StraceRecorder(tmp_path).convert(writer, 1, samples or [], lambda *_: None)
+        recorder.convert(writer, 1, samples or [], lambda *_: None)
     trace = open_trace(path)
     times = [event.time for event in trace.events()]
     assert times == sorted(times)
@@ -142,12 +146,36 @@ def test_what_exec_maps_is_taken_from_a_look_at_the_process(tmp_path: Path) -> N
         '10 1700.000000000 execve("/bin/prog", ["prog"], 0x7f /* 3 vars */) = 0\n10 1701.000000000 brk(NULL) = 0x1000\n'
     )
     seen = Snapshot(10, rows, source="procfs", flags_exact=False, hidden=False)
-    events, metadata = convert(log, tmp_path, [Sample(1700_500_000_000, 1700_500_100_000, seen)])
+    later = Sample(1700_500_000_000, 1700_500_100_000, seen)
+    events, metadata = convert(log, tmp_path, [later], {10: [seen]})
     assert [text.split("(")[0] for text in events] == [
         "exec", *["place"] * 2, "write", "place", "write", *["place"] * 3, "write", "brk",
     ]  # fmt: skip
     assert metadata.losses == {}
     assert metadata.snapshots == 1  # nothing happened around it
+
+
+def test_each_exec_of_a_process_has_its_own_look(tmp_path: Path) -> None:
+    def seen(program: str) -> Snapshot:
+        rows = [Row(0x1000, 0x2000, abi.VM_READ, pgoff=0, file=program)]
+        return Snapshot(10, rows, source="procfs", flags_exact=False, hidden=False)
+
+    log = """\
+10 1700.000000000 execve("/bin/a", ["a"], 0x7f /* 3 vars */) = 0
+10 1700.000001000 execve("/bin/none", ["none"], 0x7f /* 3 vars */) = -1 ENOENT (No such file or directory)
+10 1700.000002000 execve("/bin/b", ["b"], 0x7f /* 3 vars */ <unfinished ...>
+10 1700.000004000 <... execve resumed>) = 0
+10 1700.000005000 execve("/bin/c", ["c"], 0x7f /* 3 vars */) = 0
+"""
+    events, metadata = convert(log, tmp_path, looks={10: [seen("/bin/a"), None, seen("/bin/c")]})
+    assert [text for text in events if "place" in text or "exec" in text] == [
+        "exec(pid=10, file='/bin/a')",
+        "place(pid=10, addr=0x1000, length=0x1000, flags=0x71, file='/bin/a')",
+        "exec(pid=10, file='/bin/b')",
+        "exec(pid=10, file='/bin/c')",
+        "place(pid=10, addr=0x1000, length=0x1000, flags=0x71, file='/bin/c')",
+    ]
+    assert metadata.losses == {"execs_without_mappings": 1}
 
 
 def test_memory_counts_as_written_as_soon_as_it_is_writable() -> None:

@@ -11,36 +11,47 @@ from conftest import require
 from weld_support import require_own
 
 from vmaweld.kernel import syscalls
-from vmaweld.welding import local, seccomp
+from vmaweld.welding import local, seccomp, trampoline, way_back
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding.program import Program
 
 
-def _with_offsets(operand: re.Match[str]) -> str:
-    """Names in brackets are offsets in the header."""
-    return re.sub(r"\b[A-Z]\w*", lambda name: str(mc.HEADER.get(name[0], name[0])), operand[0])
-
-
-def test_the_bytes_are_those_of_the_listing(tmp_path: Path) -> None:
+def _assemble(listing: str, offsets: dict[str, int], symbols: str, folder: Path) -> bytes:
+    """The bytes of the instructions of `listing`; names in capitals inside brackets are `offsets`."""
     require(shutil.which("as") is not None and shutil.which("objcopy") is not None, "binutils are needed")
-    lines = [".intel_syntax noprefix", f".set HEADER, call_entry + {mc.CODE_SIZE}"]
-    for line in mc.LISTING.splitlines():
+
+    def with_offsets(operand: re.Match[str]) -> str:
+        return re.sub(r"\b[A-Z]\w*", lambda name: str(offsets.get(name[0], name[0])), operand[0])
+
+    lines = [".intel_syntax noprefix", symbols]
+    for line in listing.splitlines():
         text = line.partition("#")[0].strip()
         if text and not text.endswith(":"):
             text = text.split(None, 1)[1]
-        lines.append(re.sub(r"\[.*\]", _with_offsets, text))
-    source, assembled, raw = tmp_path / "a.s", tmp_path / "a.o", tmp_path / "a.bin"
+        lines.append(re.sub(r"\[.*\]", with_offsets, text))
+    source, assembled, raw = folder / "a.s", folder / "a.o", folder / "a.bin"
     source.write_text("\n".join(lines) + "\n")
     subprocess.run(["as", "-o", str(assembled), str(source)], check=True, timeout=30)
     subprocess.run(["objcopy", "-O", "binary", "-j", ".text", str(assembled), str(raw)], check=True, timeout=30)
-    assert raw.read_bytes() == mc.CODE
+    return raw.read_bytes()
+
+
+def test_the_bytes_are_those_of_the_listings(tmp_path: Path) -> None:
+    back = _assemble(way_back.LISTING, way_back.SAVED, "", tmp_path)
+    assert back == way_back.CODE
+    where = f".set way_back, call_entry + {mc.CODE_SIZE - len(back)}"
+    machine = _assemble(mc.LISTING, mc.HEADER, where, tmp_path)
+    assert machine.ljust(mc.SAVED_AT - len(back), b"\x90") + back == mc.CODE
+    assert mc.SAVED_AT % 8 == len(trampoline.CODE) % 8 == 0
+    assert max(way_back.SAVED.values()) + 4 == way_back.SAVED_SIZE
 
 
 def test_code_and_entries_fit() -> None:
-    assert len(mc.CODE) <= mc.CODE_SIZE
+    assert len(mc.CODE) == mc.CODE_SIZE
+    assert len(mc.MACHINE) + len(way_back.CODE) < mc.CODE_SIZE // 2  # the proof is written there
     assert mc.ENTRY_SIZE == mc.WORDS * 8
     assert max(mc.HEADER.values()) + 8 <= mc.HEADER_SIZE
-    assert len(mc.header(0)) == mc.HEADER_SIZE
+    assert len(mc.header(0)) == mc.HEADER["OWNER"]
 
 
 def _run(build) -> tuple[Program, list[int]]:  # type: ignore[no-untyped-def]

@@ -19,6 +19,7 @@ from vmaweld.welding import remote
 
 pytestmark = pytest.mark.live
 EXAMPLES = Path(__file__).parent.parent / "examples"
+SOURCES = Path(__file__).parent / "torture" / "sources"
 
 
 def weld_twice(pid: int, alive: Callable[[], None], pieces: int = 150) -> None:
@@ -122,50 +123,6 @@ def test_redis_under_load(tmp_path: Path) -> None:
         server.wait(TIMEOUT)
 
 
-NODE = """
-const crypto = require('crypto');
-const hash = b => crypto.createHash('md5').update(b).digest('hex');
-const kept = [];
-let round = 0;
-setInterval(() => {
-  for (let i = 0; i < 20; i++) {
-    const b = Buffer.from(Array.from({length: 3000}, (_, k) => (k * i + round) & 255));
-    kept.push({b, h: hash(b), o: {i, round, s: 'x'.repeat(i)}});
-  }
-  if (kept.length > 3000) kept.splice(0, 1000);
-  for (const k of kept) if (hash(k.b) !== k.h || k.o.s.length !== k.o.i) { console.log('bad'); process.exit(3); }
-  console.log('ok ' + ++round);
-}, 5);
-"""
-
-JAVA = """
-import java.util.*;
-import java.util.zip.CRC32;
-public class Check {
-  static long crc(byte[] b) { CRC32 c = new CRC32(); c.update(b); return c.getValue(); }
-  public static void main(String[] a) throws Exception {
-    for (int t = 0; t < 3; t++) {
-      final int n = t;
-      new Thread(() -> {
-        Random r = new Random(n);
-        ArrayList<byte[]> list = new ArrayList<>(); ArrayList<Long> sums = new ArrayList<>();
-        for (int round = 0; ; round++) {
-          for (int i = 0; i < 50; i++) {
-            byte[] b = new byte[1 + r.nextInt(40000)]; r.nextBytes(b); list.add(b); sums.add(crc(b));
-          }
-          while (list.size() > 300) { int k = r.nextInt(list.size()); list.remove(k); sums.remove(k); }
-          for (int i = 0; i < list.size(); i++)
-            if (crc(list.get(i)) != sums.get(i)) { System.out.println("bad"); Runtime.getRuntime().halt(3); }
-          if (n == 0) System.out.println("ok " + round);
-          try { Thread.sleep(1); } catch (InterruptedException e) { System.out.println("bad"); }
-        }
-      }).start();
-    }
-  }
-}
-"""
-
-
 def _program(command: list[str], folder: Path) -> None:
     """Weld a program that checks itself all the time and says so, a line a round."""
     output = folder / "output"
@@ -192,13 +149,11 @@ def _program(command: list[str], folder: Path) -> None:
 def test_node(tmp_path: Path) -> None:
     require_other()
     require(shutil.which("node") is not None, "node is needed")
-    (tmp_path / "check.js").write_text(NODE)
-    _program(["node", "check.js"], tmp_path)
+    _program(["node", str(SOURCES / "check.js")], tmp_path)
 
 
 @pytest.mark.parametrize("collector", ["-XX:+UseG1GC", "-XX:+UseZGC", "-XX:+UseSerialGC"])
 def test_java(tmp_path: Path, collector: str) -> None:
     require_other()
     require(shutil.which("java") is not None, "java is needed")
-    (tmp_path / "Check.java").write_text(JAVA)
-    _program(["java", "-Xmx256m", "-Xss512k", collector, "Check.java"], tmp_path)
+    _program(["java", "-Xmx256m", "-Xss512k", collector, str(SOURCES / "Check.java")], tmp_path)

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -43,11 +44,14 @@ def vmas(pid: int, start: int, end: int) -> int:
 
 
 class Target:
-    """``weld_target.py``, running. Use it in a `with`. "eintr": its epoll_wait may be interrupted."""
+    """``weld_target.py`` or another program of its kind, running. Use it in a `with`.
 
-    def __init__(self, *arguments: str) -> None:
+    "eintr": its epoll_wait may be interrupted. through: a command that executes it.
+    """
+
+    def __init__(self, *arguments: str, program: str = "weld_target.py", through: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "weld_target.py"), *arguments],
+            [*through, sys.executable, str(HERE / program), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

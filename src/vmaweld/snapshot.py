@@ -1,5 +1,6 @@
 """Snapshot: an address space as rows, whoever made it: the model, procfs or the BPF iterator."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -186,3 +187,25 @@ class Snapshot:
         self.hidden = hidden
         self.consistent = consistent
         self.anon_vmas: Mapping[int, AnonVma] = {} if anon_vmas is None else anon_vmas
+
+    def between(self, low: int, high: int) -> "Snapshot":
+        """The same with those rows only that overlap ``[low, high)``. O(log rows + result)."""
+        first = bisect_right(self.rows, low, key=_end)
+        last = bisect_left(self.rows, high, first, key=_start)
+        return Snapshot(
+            self.pid,
+            self.rows[first:last],
+            source=self.source,
+            flags_exact=self.flags_exact,
+            hidden=self.hidden,
+            consistent=self.consistent,
+            anon_vmas=self.anon_vmas,
+        )
+
+
+def _start(row: Row) -> int:
+    return row.start
+
+
+def _end(row: Row) -> int:
+    return row.end

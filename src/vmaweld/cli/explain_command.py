@@ -16,6 +16,7 @@ from vmaweld.snapshot import Snapshot
 from vmaweld.study.drawing import Scale, draw
 from vmaweld.study.explain import Outcome, ScenarioError, describe, explain, read_scenario, verdict
 from vmaweld.study.scenarios import SCENARIOS, Scenario
+from vmaweld.words import count_text
 
 EXAMPLES = """\b
 Examples:
@@ -37,7 +38,7 @@ def command(name: str | None, path: Path | None, policies: tuple[str, ...], as_j
     Letters are VMAs; below them their access, their page offset (hex) and the number of their anon_vma, with the
     length of the chain where fork has made it longer than one.
 
-    Exit status: 0 done; 2 no such scenario or policy, or the file holds none.
+    Exit status: 0 done; 2 no such scenario or policy, or the file holds none; 130 interrupted.
     """
     if name and path:
         fail("give a scenario or --file, one of the two", USAGE)
@@ -113,7 +114,7 @@ def _after(outcome: Outcome, scale: Scale) -> list[str]:
         lines.append(f"failed: {outcome.error}")
     lines += [verdict(record, outcome.policy) for record in outcome.records]
     vmas = sum(len(snapshot.rows) for snapshot in outcome.after)
-    lines.append(f"{vmas} VMA{'s' if vmas != 1 else ''}")
+    lines.append(count_text(vmas, "VMA"))
     return lines
 
 

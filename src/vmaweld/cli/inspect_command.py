@@ -10,14 +10,15 @@ from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import DONE, NO, OUTPUT, UNSUPPORTED, USAGE, console, fail, print_json
+from vmaweld.cli.common import DONE, NO, OUTPUT, PID, USAGE, Number, console, fail, fail_for, print_json
 from vmaweld.inspect.as_json import census_data, maps_data, report_data, watch_data
 from vmaweld.inspect.collect import inspect_process
 from vmaweld.inspect.report import Report
 from vmaweld.inspect.text import map_lines, print_report, summary_line
-from vmaweld.inspect.words import percent_text, printable
-from vmaweld.kernel.errors import KernelError, NotPermitted, NotSupported, ProcessGone
+from vmaweld.inspect.words import percent_text
+from vmaweld.kernel.errors import KernelError, ProcessGone
 from vmaweld.output import Output
+from vmaweld.words import count_text, printable
 
 EXAMPLES = """\b
 Examples:
@@ -45,16 +46,14 @@ class _Percent(click.ParamType[float]):
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("pid", type=click.IntRange(min=1), required=False)
+@click.argument("pid", type=PID, required=False)
 @click.option("--all", "everything", is_flag=True, help="Rank every process of the system by its VMAs.")
 @click.option("--maps", is_flag=True, help="The address space as rows, each border annotated with what holds it.")
 @click.option("--json", "as_json", is_flag=True, help="JSON; keys in docs/inspect.md. With --maps the VMAs too.")
 @click.option("--html", type=OUTPUT, help="Write a picture to zoom into.")
 @click.option("--svg", type=OUTPUT, help="Write a picture for documents.")
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Rows to list at most.")
-@click.option(
-    "--watch", type=click.FloatRange(min=0.05), metavar="SECONDS", help="One line every SECONDS until the process ends."
-)
+@click.option("--watch", type=Number(0.05), metavar="SECONDS", help="One line every SECONDS until the process ends.")
 @click.option("--warn", type=_Percent(), help="Exit with status 1 at this share of vm.max_map_count.")
 def command(
     pid: int | None,
@@ -72,7 +71,9 @@ def command(
     A seam is the border between two VMAs that touch; an open seam is one that nothing but the page offset or the
     anon_vma holds open. As root the answer is exact, for one's own processes it is by elimination.
 
-    Exit status: 0 done; 1 the process is gone or has no memory, or --warn was reached; 2 bad usage; 3 not permitted.
+    Exit status: 0 done; with --watch: the process has ended and --warn was not reached. 1 there is no such process, it
+    has no memory, or --warn was reached. 2 bad usage, a thread's id among it. 3 not permitted. 130
+    interrupted.
     """
     if everything == (pid is not None):
         fail("give a PID or --all, one of the two", USAGE)
@@ -101,7 +102,7 @@ def command(
 
                 svg_output.write(strip(report).encode("utf-8"))
     except KernelError as error:
-        fail(str(error), UNSUPPORTED if isinstance(error, NotPermitted | NotSupported) else NO)
+        fail_for(error)
     if as_json:
         data = report_data(report)
         if maps:
@@ -127,7 +128,7 @@ def _output(path: Path | None) -> Output | nullcontext[None]:
 
 def _warning(report: Report, warn: float) -> str:
     return (
-        f"{printable(report.name)} (pid {report.pid}) has {report.vmas:,} VMAs, "
+        f"{printable(report.name)} (pid {report.pid}) has {count_text(report.vmas, 'VMA')}, "
         f"{percent_text(report.vmas, report.limit)} of vm.max_map_count {report.limit:,}, "
         f"{warn * 100:.4g} % or more"
     )
@@ -191,8 +192,9 @@ def _rank(as_json: bool, limit: int) -> None:
     out.print(table)
     if len(counted) > limit:
         out.print(f"... and {len(counted) - limit:,} more (--limit {len(counted)} lists them all)")
-    out.print(f"{len(counted):,} processes; vm.max_map_count is {census.limit:,}.", style="dim")
+    out.print(f"{count_text(len(counted), 'process', 'processes')}; vm.max_map_count is {census.limit:,}.", style="dim")
     if census.refused:
-        out.print(f"{census.refused:,} more belong to other users and cannot be read: run as root.", soft_wrap=True)
+        others = count_text(census.refused, "process of another user", "processes of other users")
+        out.print(f"{others} cannot be read: run as root.", soft_wrap=True)
     if not census.exact:
         out.print(f"Open seams are by elimination: {census.why_not_exact}.", style="dim", soft_wrap=True)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from vmaweld.cli.common import INTERRUPTED, OUTPUT, UNSUPPORTED, USAGE, console, fail
 from vmaweld.trace.perf import RecorderError
 from vmaweld.trace.recorder import RECORDERS, CommandError, Recording, record
+from vmaweld.words import count_text
 
 EXAMPLES = """\b
 Examples:
@@ -152,11 +153,12 @@ def command(
     if as_json:
         click.echo(json.dumps(summary(recording)))
     else:
-        lost = f"{meta.lost:,} losses" if meta.losses else "nothing lost"
+        lost = count_text(meta.lost, "loss", "losses") if meta.losses else "nothing lost"
         click.echo(
-            f"vmaweld: {recording.path}: {meta.processes:,} process{'es' if meta.processes != 1 else ''}, "
-            f"{meta.events:,} events in {recording.seconds:.1f} s with {meta.recorder} (faults {meta.faults}), "
-            f"{meta.snapshots:,} true snapshots, {lost}",
+            f"vmaweld: {recording.path}: {count_text(meta.processes, 'process', 'processes')}, "
+            f"{count_text(meta.events, 'event')} in {recording.seconds:.1f} s "
+            f"with {meta.recorder} (faults {meta.faults}), "
+            f"{count_text(meta.snapshots, 'true snapshot')}, {lost}",
             err=True,
         )
     raise SystemExit(shell_status(recording.exit_status))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import NO, USAGE, console, fail, print_json
+from vmaweld.cli.common import NO, PID, USAGE, Number, console, fail, print_json
 from vmaweld.cli.record_command import ProgressBar
 from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.study.answer import Answer
@@ -60,12 +60,12 @@ def replay_for_terminal(trace: Trace, base: str, policies: tuple[str, ...]) -> A
 @click.option("--check", "checking", is_flag=True, help="Compare the model with the trace's true snapshots.")
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 100),
+    type=Number(0, 100),
     default=99.9,
     show_default=True,
     help="With --check: percent of rows that must be exact.",
 )
-@click.option("--pid", "pids", type=int, multiple=True, help="With --trace-pipe: of this process alone. Repeatable.")
+@click.option("--pid", "pids", type=PID, multiple=True, help="With --trace-pipe: of this process alone. Repeatable.")
 @click.option(
     "-j",
     "--jobs",
@@ -173,6 +173,6 @@ def _check(trace: Trace, name: str | None, threshold: float, as_json: bool) -> N
     if as_json:
         print_json(data)
     else:
-        print_fidelity(fidelity, threshold, console())
+        print_fidelity(fidelity, threshold, trace.metadata.recorder, console())
     if not data["passed"]:
         raise SystemExit(NO)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import NO, OUTPUT, USAGE, fail
+from vmaweld.cli.common import NO, OUTPUT, USAGE, fail, print_json
 from vmaweld.cli.replay_command import replay_for_terminal
 from vmaweld.output import Output
+from vmaweld.study.as_json import report_data
 from vmaweld.study.policies import DEFAULT_BASE, known_policies
 from vmaweld.study.text import summary_text
 from vmaweld.trace.store import TraceError, open_trace
@@ -27,7 +28,8 @@ Examples:
     "-p", "--policy", "policies", multiple=True, metavar="POLICY", help="A policy to replay under. Repeatable."
 )
 @click.option("--base", metavar="KERNEL", help=f"The stock kernel: {known_policies()}. Default: {DEFAULT_BASE}.")
-def command(trace_file: Path, html: Path | None, policies: tuple[str, ...], base: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="What was written, as JSON; the keys are told in docs/study.md.")
+def command(trace_file: Path, html: Path | None, policies: tuple[str, ...], base: str | None, as_json: bool) -> None:
     """Write the HTML report of TRACE: VMA counts over time under each policy, merges missed and recovered.
 
     The file needs nothing else and opens in any browser.
@@ -46,4 +48,7 @@ def command(trace_file: Path, html: Path | None, policies: tuple[str, ...], base
             output.write(page(answer).encode("utf-8"))
     except TraceError as error:
         fail(str(error), NO)
-    click.echo(f"{path}: {summary_text(answer)}")
+    if as_json:
+        print_json(report_data(answer, trace_file, path))
+    else:
+        click.echo(f"{path}: {summary_text(answer)}")

@@ -25,7 +25,7 @@ from vmaweld.trace.store import Trace, TraceError, open_trace
 
 EXAMPLES = """\b
 Examples:
-  vmaweld study -- python3 examples/growing_buffers.py
+  vmaweld study -- .venv/bin/python examples/growing_buffers.py
   vmaweld study -o build.trace -- make -j2         keep the trace: replay and report read it again
   vmaweld study --base linux-6.18 -- ./server      what the patches would do to a newer kernel
   vmaweld study --json -- make > study.json        the command's own stdout goes to stderr

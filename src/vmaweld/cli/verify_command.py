@@ -8,12 +8,13 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vmaweld.cli.common import INTERRUPTED, NO, UNSUPPORTED, USAGE, console, fail, print_json
+from vmaweld.cli.common import INTERRUPTED, NO, UNSUPPORTED, USAGE, Number, console, fail, print_json
 from vmaweld.kernel.errors import KernelError
 from vmaweld.policy import PolicyError, parse_policy, policy_for_release
 from vmaweld.verify import run as verify_run
 from vmaweld.verify.run import Outcome
 from vmaweld.verify.scenario import as_test, story
+from vmaweld.words import count_text
 
 _GUEST_TIMEOUT = 3600.0
 """Seconds for a guest's boot and verification; emulated, 50,000 events take some ten minutes."""
@@ -29,11 +30,20 @@ Examples:
   vmaweld verify --program 1048579            one program again, by the number a difference gave
 """
 )
-@click.option("--events", default=100_000, show_default=True, metavar="N", help="How many events.")
-@click.option("--seed", default=0, show_default=True, metavar="S", help="The first seed; a run says where to go on.")
-@click.option("--program", type=int, metavar="P", help="Only this program (seed * 2^20 + its number).")
+@click.option(
+    "--events", type=click.IntRange(1), default=100_000, show_default=True, metavar="N", help="How many events."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="S",
+    help="The first seed; a run says where to go on.",
+)
+@click.option("--program", type=click.IntRange(0), metavar="P", help="Only this program (seed * 2^20 + its number).")
 @click.option("--policy", "policy_name", metavar="NAME", help="Rules to hold against the kernel [its own].")
-@click.option("--seconds", default=0.0, metavar="T", help="Stop after T seconds, whatever is left.")
+@click.option("--seconds", type=Number(0), default=0.0, metavar="T", help="Stop after T seconds, whatever is left.")
 @click.option("--guest", metavar="VERSION", help="Verify a kernel of that version (5.10, 5.17, 6.1, ...).")
 @click.option("--test", "as_test_name", metavar="NAME", help="Print the shrunk difference as a test of that name.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON (docs/verify.md tells the keys).")
@@ -52,16 +62,16 @@ def command(
     Compared are each call's result, every row (range, flags, page offset, file) and, as root, the anon_vmas up to
     renaming. The programs run in a sacrificial process of their own.
 
-    Exit status: 0 no difference; 1 something differs; 2 bad usage; 3 programs cannot be run here; 130 interrupted, and
-    the output says where to go on.
+    Exit status: 0 nothing differs; 1 something does; 2 bad usage; 3 no programs can be run here, or no guest; 130
+    interrupted, and the output says where to go on.
     """
-    if events <= 0 or seed < 0:
-        fail("--events must be positive and --seed not negative", USAGE)
     try:
         policy = parse_policy(policy_name) if policy_name else None
     except PolicyError as error:
         fail(str(error), USAGE)
     if guest is not None:
+        if program is not None or as_test_name:
+            fail("--program and --test are for the running kernel: give them without --guest", USAGE)
         _verify_guest(guest, events, seed, seconds, policy_name, as_json)
         return
     try:
@@ -110,9 +120,10 @@ def _tell(outcome: Outcome, low: int, as_test_name: str | None, as_json: bool) -
         print_json(outcome.as_json())
     else:
         what = "hidden fields included" if outcome.exact else "visible fields only (root sees the hidden ones too)"
+        extent = f"{count_text(outcome.events, 'event')} in {count_text(outcome.programs, 'program')}"
         if outcome.interrupted:
             print("Interrupted.", end=" ")
-        print(f"{outcome.policy} against {outcome.kernel}: {outcome.events:,} events in {outcome.programs:,} programs.")
+        print(f"{outcome.policy} against {outcome.kernel}: {extent}.")
         if found is None:
             here = " by then" if outcome.interrupted else ""
             print(f"No difference{here}, {what}. Go on with --seed {outcome.next_seed}.")

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import click
 
 from vmaweld import abi
-from vmaweld.cli.common import DONE, INTERRUPTED, NO, UNSUPPORTED, USAGE, fail, print_json
+from vmaweld.cli.common import DONE, INTERRUPTED, NO, PID, UNSUPPORTED, USAGE, Number, fail, fail_for, print_json
 from vmaweld.kernel import procfs
-from vmaweld.kernel.errors import KernelError, NotPermitted, NotSupported
+from vmaweld.kernel.errors import KernelError
 from vmaweld.welding import guardian, remote
 from vmaweld.welding.errors import HalfDone, Refused
 from vmaweld.welding.plan import GAIN, Left, Plan
 from vmaweld.welding.report import Report, left_as_json
+from vmaweld.words import count_text, printable
 
 _EPILOG = """\b
 Examples:
@@ -24,8 +25,10 @@ Examples:
   vmaweld weld --range 7f00e0000000-7f00f0000000 4321
 
 \b
-Exit status: 0 no open seam is left, 1 some are (the output tells why), 3 refused and nothing changed,
-130 interrupted (it tells what was done).
+Exit status: 0 no open seam is left of those asked for: inside --range, in runs of --min-gain or
+more. 1 some are (the output tells why), the process has ended, or nobody said yes. 2 bad usage.
+3 refused, nothing changed. 130 interrupted (the output tells what was done). With --dry-run 0 says
+only that the plan was told.
 """
 
 
@@ -43,12 +46,12 @@ def _range(_context: click.Context, _parameter: click.Parameter, value: str | No
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("pid", type=click.IntRange(1))
+@click.argument("pid", type=PID)
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--min-gain", type=click.IntRange(1), default=1, metavar="N", help="Leave runs of fewer than N seams.")
 @click.option("--range", "area", callback=_range, metavar="A-B", help="Weld inside that range only.")
-@click.option("--max-pause", type=click.FloatRange(0, min_open=True), metavar="MS", help="Stop for about MS at a time.")
+@click.option("--max-pause", type=Number(0, min_open=True), metavar="MS", help="Stop for about MS at a time.")
 @click.option("--unshare", is_flag=True, help="Make shared pages the process's own first; may cost memory.")
 @click.option("--verify", is_flag=True, help="Compare the contents before and after; makes the pause longer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -87,10 +90,12 @@ def command(
         if ended.report is None:
             _tell_interrupted(pid, len(snapshot.rows), plan, options, as_json)
             raise SystemExit(INTERRUPTED)
-    except (Refused, NotPermitted, NotSupported) as error:
+    except Refused as error:
         fail(str(error), UNSUPPORTED)
-    except (HalfDone, KernelError) as error:
+    except HalfDone as error:
         fail(str(error), NO)
+    except KernelError as error:
+        fail_for(error)
     report = ended.report
     if as_json:
         print_json(report.as_json())
@@ -103,27 +108,26 @@ def command(
 
 def _progress(report: Report) -> None:
     if len(report.pauses) > 1:
-        click.echo(f"\r{report.closed:,} of {report.seams:,} seams closed\x1b[K", nl=False, err=True)
+        click.echo(f"\r{report.closed:,} of {count_text(report.seams, 'seam')} closed\x1b[K", nl=False, err=True)
 
 
 def _amount(pages: int) -> str:
     size = pages * abi.PAGE_SIZE
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20)):
         if size >= scale:
-            return f"{pages:,} pages ({size / scale:.1f} {unit})"
-    return f"{pages:,} pages ({size >> 10} KiB)"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+            return f"{count_text(pages, 'page')} ({size / scale:.1f} {unit})"
+    return f"{count_text(pages, 'page')} ({size >> 10} KiB)"
 
 
 def _tell_plan(pid: int, vmas: int, plan: Plan, unshare: bool) -> None:
     name = procfs.status(pid).name
     left = sum(entry.seams for entry in plan.left)
-    click.echo(f"process {pid} ({name}): {_count(vmas, 'VMA')}, {_count(plan.seams + left, 'open seam')}")
+    click.echo(
+        f"process {pid} ({printable(name)}): {count_text(vmas, 'VMA')}, {count_text(plan.seams + left, 'open seam')}"
+    )
     if plan.candidates:
-        click.echo(f"  {_count(plan.seams, 'seam')} can be welded: {_amount(plan.pages)} move")
+        move = "moves" if plan.pages == 1 else "move"
+        click.echo(f"  {count_text(plan.seams, 'seam')} can be welded: {_amount(plan.pages)} {move}")
         if unshare:
             click.echo(f"  --unshare: {_amount(plan.shared)} will be copied, for others map them too")
     _tell_left(plan.left, "stay")
@@ -136,7 +140,7 @@ def _tell_left(left: Sequence[Left], verb: str) -> None:
         by_reason[entry.reason] = seams + entry.seams, pages + entry.pages
     for reason, (seams, pages) in sorted(by_reason.items(), key=lambda item: -item[1][0]):
         shared = f" ({_amount(pages)})" if pages else ""
-        click.echo(f"  {_count(seams, 'seam')} {verb}: {reason}{shared}")
+        click.echo(f"  {count_text(seams, 'seam')} {verb}: {reason}{shared}")
 
 
 def _tell_report(report: Report) -> None:
@@ -148,8 +152,8 @@ def _tell_report(report: Report) -> None:
         click.echo("nothing to weld")
         return
     click.echo(
-        f"closed {_count(report.closed, 'seam')}: {report.vmas_before:,} -> {report.vmas_after:,} VMAs; "
-        f"moved {_amount(report.pages)}"
+        f"closed {count_text(report.closed, 'seam')}: "
+        f"{report.vmas_before:,} -> {count_text(report.vmas_after, 'VMA')}; moved {_amount(report.pages)}"
     )
     if report.copied:
         click.echo(f"copied {_amount(report.copied)} that others map too")
@@ -184,8 +188,8 @@ def _tell_interrupted(pid: int, vmas: int, plan: Plan, options: remote.Options, 
         print_json(data)
         return
     fail(
-        f"interrupted: {vmas:,} -> {len(snapshot.rows):,} VMAs, "
-        f"{_count(rest.seams, 'seam')} of {plan.seams:,} can still be welded",
+        f"interrupted: {vmas:,} -> {count_text(len(snapshot.rows), 'VMA')}, "
+        f"{count_text(rest.seams, 'seam')} of {plan.seams:,} can still be welded",
         INTERRUPTED,
     )
 

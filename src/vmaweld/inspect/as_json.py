@@ -1,6 +1,6 @@
 """A report as plain data, for --json. The keys are told in docs/inspect.md and do not change their meaning."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vmaweld.abi import flag_names
@@ -9,6 +9,8 @@ from vmaweld.inspect.report import OpenSeam, Pages, Report
 from vmaweld.snapshot import Row, Snapshot
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric
+
     from vmaweld.inspect.census import Census, Counted
 
 SCHEMA = 1
@@ -119,23 +121,48 @@ def watch_data(report: Report, time: str, growth: float) -> dict[str, object]:
 
 
 def census_data(census: "Census", counted: "Sequence[Counted]") -> dict[str, object]:
-    """Every process of --all."""
+    """Every process of `inspect --all`."""
+    return _ranking(census, [_counted(census, one) for one in counted])
+
+
+def top_data(census: "Census", counted: "Sequence[Counted]") -> dict[str, object]:
+    """The table of `top`: the same, and how fast each grows."""
+    return _ranking(census, [{**_counted(census, one), "growth_per_second": round(one.growth, 3)} for one in counted])
+
+
+def _ranking(census: "Census", processes: list[dict[str, object]]) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "limit": census.limit,
         "exact": census.exact,
         "refused": census.refused,
-        "processes": [
+        "processes": processes,
+    }
+
+
+def _counted(census: "Census", one: "Counted") -> dict[str, object]:
+    return {
+        "pid": one.pid,
+        "name": one.name,
+        "uid": one.uid,
+        "vmas": one.vmas,
+        "share": round(one.vmas / census.limit, 6),
+        "seams": one.seams,
+        "open": one.open_seams,
+        "open_reasons": one.reasons,
+    }
+
+
+def metrics_data(families: "Iterable[Metric]") -> dict[str, object]:
+    """What one scrape of `export` gives."""
+    return {
+        "schema": SCHEMA,
+        "metrics": [
             {
-                "pid": one.pid,
-                "name": one.name,
-                "uid": one.uid,
-                "vmas": one.vmas,
-                "share": round(one.vmas / census.limit, 6),
-                "seams": one.seams,
-                "open": one.open_seams,
-                "open_reasons": one.reasons,
+                "name": family.name,
+                "help": family.documentation,
+                "samples": [{"labels": sample.labels, "value": sample.value} for sample in family.samples],
             }
-            for one in counted
+            for family in families
         ],
     }

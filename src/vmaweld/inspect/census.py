@@ -1,8 +1,10 @@
 """Every process of the system, counted: for ranking, for `top` and for the exporter."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
+from vmaweld.inspect.words import user_name
 from vmaweld.kernel import procfs, snapshots
 from vmaweld.kernel.errors import KernelError, NotPermitted
 from vmaweld.seams import OPEN_MASK, Seam, mask_counts, reason_counts, seams
@@ -69,7 +71,7 @@ class Census:
     def _count(self, pid: int, now: float) -> Counted:
         before = self._before.get(pid)
         status = procfs.status(pid)
-        if status.kernel_thread or status.state in "ZX":
+        if not status.memory:
             raise KernelError("no address space")
         if before is not None and before.name != status.name:
             before = None  # exec, or another process of that number
@@ -86,3 +88,27 @@ class Census:
         if before is not None and now > self._at:
             counted.growth = (counted.vmas - before.vmas) / (now - self._at)
         return counted
+
+
+SORTS: Final[dict[str, Callable[[Counted], tuple[Any, ...]]]] = {
+    "vmas": lambda one: (-one.vmas, one.pid),
+    "open": lambda one: (-one.open_seams, -one.vmas, one.pid),
+    "growth": lambda one: (-one.growth, -one.vmas, one.pid),
+    "pid": lambda one: (one.pid,),
+    "name": lambda one: (one.name.lower(), one.pid),
+}
+"""Orders by name, each the useful way round."""
+
+
+def choose(counted: Iterable[Counted], sort: str, only: str = "", *, turned: bool = False) -> list[Counted]:
+    """Those of `counted` that are wanted, in the order wanted.
+
+    sort: a key of `SORTS`. only: a text that the name or user must contain, or a pid. turned: the other way round.
+    """
+    wanted = only.lower()
+    chosen = [
+        one
+        for one in counted
+        if not wanted or wanted in one.name.lower() or wanted in user_name(one.uid).lower() or wanted == str(one.pid)
+    ]
+    return sorted(chosen, key=SORTS[sort], reverse=turned)

@@ -8,7 +8,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from vmaweld.inspect.census import Census
-from vmaweld.inspect.words import printable, user_name
+from vmaweld.inspect.words import user_name
+from vmaweld.words import printable
 
 LABELS = ("pid", "name", "user")
 

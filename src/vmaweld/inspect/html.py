@@ -23,7 +23,8 @@ from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import CLASSES, KIND_COLOURS, class_of
 from vmaweld.inspect.report import Report
 from vmaweld.inspect.text import source_line
-from vmaweld.inspect.words import percent_text, printable, reasons_text
+from vmaweld.inspect.words import percent_text, reasons_text
+from vmaweld.words import count_text, printable
 
 _TOLD_BY_PERMS = VM_ACCESS_FLAGS | VM_SHARED | VM_MAYSHARE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
 
@@ -45,7 +46,8 @@ class _Strings:
 
 def title(report: Report) -> str:
     """What the picture shows, in a line."""
-    return f"{printable(report.name)} (pid {report.pid}): {report.vmas:,} VMAs, {len(report.open):,} open seams"
+    vmas, seams = count_text(report.vmas, "VMA"), count_text(len(report.open), "open seam")
+    return f"{printable(report.name)} (pid {report.pid}): {vmas}, {seams}"
 
 
 def picture_data(report: Report) -> dict[str, object]:

@@ -11,8 +11,9 @@ from typing import Final
 from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import CLASSES, KIND_COLOURS, class_of
 from vmaweld.inspect.report import Report
-from vmaweld.inspect.words import percent_text, printable, reasons_text, size_text
+from vmaweld.inspect.words import percent_text, reasons_text, size_text
 from vmaweld.snapshot import Row
+from vmaweld.words import count_text, printable
 
 WIDTH: Final = 1200
 MARGIN: Final = 16
@@ -197,9 +198,9 @@ def strip(report: Report) -> str:
     seams = {seam.index: at for at, seam in enumerate(report.seams)}
     draw = _draw_whole if report.vmas <= WHOLE else _draw_columns
     words = (
-        f"{printable(report.name)} (pid {report.pid}): {report.vmas:,} VMAs, "
-        f"{percent_text(report.vmas, report.limit)} of {report.limit:,}; {len(report.open):,} open seams; "
-        f"{report.after_welding:,} VMAs after welding"
+        f"{printable(report.name)} (pid {report.pid}): {count_text(report.vmas, 'VMA')}, "
+        f"{percent_text(report.vmas, report.limit)} of {report.limit:,}; {count_text(len(report.open), 'open seam')}; "
+        f"{count_text(report.after_welding, 'VMA')} after welding"
     )
     parts, y = _legend(report, 50.0)
     lines = _lines(report)

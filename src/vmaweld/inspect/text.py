@@ -22,9 +22,10 @@ from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import MEANINGS
 from vmaweld.inspect.obstacles import OBSTACLES, PREVENTS
 from vmaweld.inspect.report import Report
-from vmaweld.inspect.words import percent_text, printable, reasons_text, size_text
+from vmaweld.inspect.words import percent_text, reasons_text, size_text
 from vmaweld.seams import NOT_ATTEMPTED, OPEN_MASK, REASON_NAMES, Seam
 from vmaweld.snapshot import Row
+from vmaweld.words import count_text, printable
 
 OPEN_REASONS = (*[name for bit, name in REASON_NAMES.items() if bit & OPEN_MASK], NOT_ATTEMPTED)
 _USUAL = VM_ACCESS_FLAGS | VM_SHARED | VM_MAYSHARE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SOFTDIRTY
@@ -34,9 +35,9 @@ _USUAL = VM_ACCESS_FLAGS | VM_SHARED | VM_MAYSHARE | VM_MAYREAD | VM_MAYWRITE | 
 def summary_line(report: Report) -> str:
     """The one line to read if only one is read."""
     return (
-        f"{printable(report.name)} (pid {report.pid}, uid {report.uid}): {report.vmas:,} VMAs, "
+        f"{printable(report.name)} (pid {report.pid}, uid {report.uid}): {count_text(report.vmas, 'VMA')}, "
         f"{percent_text(report.vmas, report.limit)} of vm.max_map_count {report.limit:,}; "
-        f"{len(report.open):,} of {len(report.seams):,} seams open"
+        f"{len(report.open):,} of {count_text(len(report.seams), 'seam')} open"
     )
 
 
@@ -107,9 +108,8 @@ def _reasons(report: Report) -> Table:
 
 def _outcome(report: Report) -> str:
     text = (
-        f"[bold]{len(report.open):,} open seam{'s' * (len(report.open) != 1)}[/] in {len(report.runs):,} "
-        f"run{'s' * (len(report.runs) != 1)}. Welding them leaves [bold]{report.after_welding:,}[/] VMAs "
-        f"of {report.vmas:,}"
+        f"[bold]{count_text(len(report.open), 'open seam')}[/] in {count_text(len(report.runs), 'run')}. "
+        f"Welding them leaves [bold]{count_text(report.after_welding, 'VMA')}[/] of {report.vmas:,}"
     )
     barred = len(report.open) - report.weldable
     if barred:

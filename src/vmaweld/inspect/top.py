@@ -1,6 +1,5 @@
 """`top` for VMAs: every process, live, and one of them in detail. Made for 80 columns over ssh."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from rich.text import Text
@@ -13,22 +12,14 @@ from textual.widgets import DataTable, Footer, Input, Static
 from textual.widgets.data_table import ColumnKey
 from textual.worker import get_current_worker
 
-from vmaweld.inspect.census import Census, Counted
+from vmaweld.inspect.census import Census, Counted, choose
 from vmaweld.inspect.collect import inspect_process
 from vmaweld.inspect.legend import MEANINGS
 from vmaweld.inspect.report import Report
 from vmaweld.inspect.text import OPEN_REASONS, source_line
-from vmaweld.inspect.words import percent_text, printable, size_text, user_name
+from vmaweld.inspect.words import percent_text, size_text, user_name
 from vmaweld.kernel.errors import KernelError
-
-SORTS: Final[dict[str, Callable[[Counted], tuple[Any, ...]]]] = {
-    "vmas": lambda one: (-one.vmas, one.pid),
-    "open": lambda one: (-one.open_seams, -one.vmas, one.pid),
-    "growth": lambda one: (-one.growth, -one.vmas, one.pid),
-    "pid": lambda one: (one.pid,),
-    "name": lambda one: (one.name.lower(), one.pid),
-}
-"""Orders by name, each the useful way round."""
+from vmaweld.words import count_text, printable
 
 WARN_SHARE: Final = 0.8
 ALARM_SHARE: Final = 0.95
@@ -52,8 +43,9 @@ class Detail(Screen[None]):
     """One process: counts, reasons, its open seams."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        ("escape,q,backspace", "dismiss_detail", "Back"),
+        ("escape,backspace", "dismiss_detail", "Back"),
         ("r", "refresh", "Read again"),
+        ("q", "app.quit", "Quit"),
     ]
 
     def __init__(self, pid: int, seconds: float) -> None:
@@ -104,7 +96,7 @@ class Detail(Screen[None]):
         self._gone = True
         self._reading = False
         text = self.query_one("#detail-text", Static)
-        text.update(f"{why}. What was last seen of it is gone with it; Escape goes back.")
+        text.update(f"{printable(why)}. What was last seen of it is gone with it; Escape goes back.")
         self.query_one("#detail-seams", DataTable).clear()
 
     def _show(self, report: Report) -> None:
@@ -132,7 +124,7 @@ def _detail_text(report: Report) -> Text:
     share = report.vmas / report.limit
     text.append(f"{printable(report.name)}", "bold")
     text.append(f"  pid {report.pid}  user {user_name(report.uid)}\n")
-    text.append(f"{report.vmas:,} VMAs", _share_style(share) or "bold")
+    text.append(f"{count_text(report.vmas, 'VMA')}", _share_style(share) or "bold")
     text.append(f", {percent_text(report.vmas, report.limit)} of {report.limit:,}; ")
     text.append(f"open seams: {len(report.open):,}; VMAs after welding: {report.after_welding:,}\n")
     text.append(source_line(report) + "\n\n", "dim")
@@ -215,16 +207,7 @@ class ProcessList(Screen[None]):
         """Write the list anew; the cursor stays on its process, or where it was if that has gone."""
         table = self.query_one("#processes", DataTable)
         limit = self._census.limit
-        wanted = self._only.lower()
-        shown = [
-            one
-            for one in self._counted
-            if not wanted
-            or wanted in one.name.lower()
-            or wanted in user_name(one.uid).lower()
-            or wanted == str(one.pid)
-        ]
-        shown.sort(key=SORTS[self._sort], reverse=self._reversed)
+        shown = choose(self._counted, self._sort, self._only, turned=self._reversed)
         row = table.cursor_row
         selected = self._shown[row] if row < len(self._shown) else None
         scroll = table.scroll_y

@@ -26,25 +26,6 @@ def pages_text(pages: int) -> str:
     return size_text(pages * PAGE_SIZE)
 
 
-def printable(text: str) -> str:
-    r"""`text` on one line and without anything that a terminal obeys; bytes that were no UTF-8 as ``\xNN``.
-
-    >>> printable("a\nb\x1b[2J")
-    'a\\nb\\x1b[2J'
-    """
-    if text.isprintable() and text.isascii():
-        return text
-    escaped = []
-    for character in text:
-        if "\udc80" <= character <= "\udcff":
-            escaped.append(f"\\x{ord(character) - 0xDC00:02x}")
-        elif character.isprintable():
-            escaped.append(character)
-        else:
-            escaped.append(repr(character)[1:-1])
-    return "".join(escaped)
-
-
 @cache
 def user_name(uid: int) -> str:
     """The user's name, or the number where it has none."""

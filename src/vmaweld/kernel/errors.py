@@ -13,6 +13,10 @@ class NoAddressSpace(KernelError):
     """A kernel thread: it has no VMAs, and never will."""
 
 
+class NotAProcess(KernelError):
+    """The number is a thread's, not a process's; the message names the process."""
+
+
 class NotPermitted(KernelError):
     """The caller may not do or see this; the message names what would allow it."""
 

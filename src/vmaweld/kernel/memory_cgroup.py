@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from vmaweld.kernel import procfs
+from vmaweld.kernel import cgroups
 
 
 class _Files(NamedTuple):
@@ -40,38 +40,11 @@ def room(pid: int) -> Room | None:
 
 def _limited(pid: int) -> Iterator[tuple[str, _Files]]:
     """Every cgroup above `pid` that has a limit."""
-    for line in procfs.read_file(pid, "cgroup").decode(errors="surrogateescape").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        files = _V1 if controllers else _V2
-        top = _mounted("cgroup" if controllers else "cgroup2")
-        while top and path.startswith("/"):
-            here = os.path.join(top, path.strip("/"))
-            limit = _number(here, files.limit)
-            if limit is not None and limit < 1 << 60:
-                yield here, files
-            if path == "/":
-                break
-            path = os.path.dirname(path)
-
-
-def _mounted(kind: str) -> str:
-    """Where the hierarchy lies that may hold the memory controller, "" for nowhere.
-
-    One mounted from below its root (a container's) shows its own part of it at the same paths in its own cgroup
-    namespace; elsewhere the paths do not exist, and nothing is known.
-    """
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            for line in file:
-                place, _, what = line.partition(" - ")
-                fields = what.split()
-                if fields[0] == kind and (kind == "cgroup2" or "memory" in fields[2].split(",")):
-                    return place.split()[4]
-    except OSError:
-        pass
-    return ""
+    for path, unified in cgroups.above(pid, "memory"):
+        files = _V2 if unified else _V1
+        limit = _number(path, files.limit)
+        if limit is not None and limit < 1 << 60:
+            yield path, files
 
 
 def _free(path: str, files: _Files) -> int:

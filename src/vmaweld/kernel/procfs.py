@@ -13,7 +13,7 @@ import os
 from typing import Final, NamedTuple, NoReturn
 
 from vmaweld import abi
-from vmaweld.kernel.errors import KernelError, NoAddressSpace, NotPermitted, ProcessGone
+from vmaweld.kernel.errors import KernelError, NoAddressSpace, NotAProcess, NotPermitted, ProcessGone
 from vmaweld.snapshot import Row, Snapshot
 
 ATTEMPTS: Final = 3
@@ -76,14 +76,37 @@ FLAG_CODES: Final[dict[bytes, int]] = {
 }
 
 
+_PF_KTHREAD: Final = 0x0020_0000
+"""Of a task's flags, which /proc/PID/stat tells: a kernel thread (include/linux/sched.h)."""
+
+
 def _refuse(pid: int, error: OSError, what: str) -> NoReturn:
+    # ESRCH: the process ended between opening and reading (m_start() in fs/proc/task_mmu.c).
+    if error.errno == errno.ESRCH and what != "status":
+        raise why_empty(pid) from None
     if error.errno in (errno.ENOENT, errno.ESRCH):
-        raise ProcessGone(f"process {pid} does not exist (any more)") from None
+        raise _why_absent(pid) from None
     if error.errno in (errno.EACCES, errno.EPERM):
         raise NotPermitted(
             f"not permitted to read {what} of process {pid}: run as its owner, or as root (CAP_SYS_PTRACE)"
         ) from None
     raise error
+
+
+def _why_absent(pid: int) -> KernelError:
+    """Why /proc does not show `pid`: it has ended, or /proc hides what belongs to others (hidepid)."""
+    try:
+        os.kill(pid, 0)
+        exists = True
+    except PermissionError:
+        exists = True
+    except (OSError, OverflowError):
+        exists = False
+    if exists and not os.path.exists(f"/proc/{pid}"):
+        return NotPermitted(
+            f"not permitted to look at process {pid}, which /proc hides (hidepid): run as its owner, or as root"
+        )
+    return ProcessGone(f"process {pid} does not exist (any more)")
 
 
 def read_file(pid: int, name: str) -> bytes:
@@ -102,10 +125,10 @@ def read_file(pid: int, name: str) -> bytes:
 
 
 class Status(NamedTuple):
-    """What /proc/PID/status tells, as far as it is used here.
+    """What /proc/PID/status tells of a process, as far as it is used here.
 
     name: the command's name (at most 15 bytes). state: the letter, such as "R", "S", "Z", "T" (stopped), "t" (traced).
-    uid: the real user. threads: how many. kernel_thread: it has no address space and is no zombie.
+    uid: the real user. threads: how many. memory: it has an address space. kernel_thread: it is the kernel's own.
     """
 
     pid: int
@@ -114,15 +137,27 @@ class Status(NamedTuple):
     ppid: int
     uid: int
     threads: int
+    memory: bool
     kernel_thread: bool
 
 
 def status(pid: int) -> Status:
-    """The state of `pid`. Raises ProcessGone or NotPermitted (a /proc mounted with hidepid)."""
+    """The state of process `pid`.
+
+    Raises:
+        ProcessGone: there is none.
+        NotAProcess: `pid` is a thread's id.
+        NotPermitted: /proc is mounted with hidepid.
+
+    """
     lines = (line.partition(b":") for line in read_file(pid, "status").splitlines())
     fields = {key: value.strip() for key, _, value in lines}
     state = fields.get(b"State", b"?")[:1].decode()
     name = fields.get(b"Name", b"").decode(errors="replace").replace("\\n", "\n").replace("\\\\", "\\")
+    group = int(fields.get(b"Tgid", b"%d" % pid))
+    if group != pid:
+        raise NotAProcess(f"{pid} is a thread of process {group} ({name}), not a process: use {group}")
+    memory = b"VmSize" in fields
     return Status(
         pid=pid,
         name=name,
@@ -130,8 +165,14 @@ def status(pid: int) -> Status:
         ppid=int(fields.get(b"PPid", b"0")),
         uid=int(fields.get(b"Uid", b"0").split()[0]),
         threads=int(fields.get(b"Threads", b"1")),
-        kernel_thread=b"VmSize" not in fields and state not in ("Z", "X"),
+        memory=memory,
+        kernel_thread=not memory and _is_kernel_thread(pid),
     )
+
+
+def _is_kernel_thread(pid: int) -> bool:
+    """Whether the kernel made `pid` for itself. A process that is just exiting has no address space either."""
+    return bool(int(read_file(pid, "stat").rpartition(b") ")[2].split()[6]) & _PF_KTHREAD)
 
 
 def max_map_count() -> int:
@@ -248,7 +289,8 @@ def read_maps(pid: int, *, flags: bool = False) -> Snapshot:
 
 def _read_maps(pid: int, flags: bool) -> Snapshot:
     consistent = False
-    before = read_file(pid, "maps")
+    # Nothing is read from what was opened before an exec: that address space is gone (mmget_not_zero()).
+    before = read_file(pid, "maps") or read_file(pid, "maps")
     bits: dict[int, int] = {}
     for _attempt in range(ATTEMPTS):
         if flags:
@@ -268,11 +310,20 @@ def _read_maps(pid: int, flags: bool) -> Snapshot:
 
 
 def why_empty(pid: int) -> KernelError:
-    """Why `pid` shows no VMA at all: it is a kernel thread, or a zombie, or gone."""
+    """Why `pid` shows no VMA at all: it is a kernel thread, or has ended, or is about to."""
     try:
         found = status(pid)
     except KernelError as error:
         return error
+    named = f"process {pid} ({found.name})"
     if found.kernel_thread:
-        return NoAddressSpace(f"process {pid} ({found.name}) is a kernel thread: it has no VMAs")
-    return ProcessGone(f"process {pid} ({found.name}) has ended" + (" (a zombie)" if found.state == "Z" else ""))
+        return NoAddressSpace(f"{named} is a kernel thread: it has no VMAs")
+    if found.memory:
+        return NotPermitted(
+            f"not permitted to read the memory of {named}: run as its owner, or as root (CAP_SYS_PTRACE)"
+        )
+    if found.threads > 1:
+        return ProcessGone(
+            f"the main thread of {named} has ended, and /proc shows nothing of what the others still use"
+        )
+    return ProcessGone(f"{named} has ended (a zombie)" if found.state == "Z" else f"{named} is ending")

@@ -1,4 +1,4 @@
-"""ptrace(2) for x86-64, typed and thin: stopping threads, their registers, signal masks and extended state.
+"""ptrace(2) for x86-64, typed and thin: stopping threads, their registers, signal masks and memory.
 
 All calls for a tracee must come from the thread that seized it. Every function raises OSError with errno (ESRCH: the
 thread is gone, or does not stand still); `wait` returns what happened instead.
@@ -18,12 +18,12 @@ from vmaweld.kernel import syscalls
 NR_PTRACE: Final = 101
 NR_KCMP: Final = 312
 
+_POKEDATA: Final = 5
 _CONT: Final = 7
 _GETREGS: Final = 12
 _SETREGS: Final = 13
 _DETACH: Final = 17
 _SYSCALL: Final = 24
-_GETREGSET: Final = 0x4204
 _SEIZE: Final = 0x4206
 _INTERRUPT: Final = 0x4207
 _GETSIGMASK: Final = 0x420A
@@ -34,8 +34,6 @@ _GET_RSEQ_CONFIGURATION: Final = 0x420F
 O_TRACESYSGOOD: Final = 1
 EVENT_STOP: Final = 128
 SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
-NT_X86_XSTATE: Final = 0x202
-XSTATE_MOST: Final = 1 << 16
 
 _WALL: Final = 0x4000_0000
 _KCMP_VM: Final = 1
@@ -156,13 +154,13 @@ def set_signal_mask(tid: int, mask: int) -> None:
     _ptrace(_SETSIGMASK, tid, 8, ctypes.addressof(buffer), "SETSIGMASK")
 
 
-def extended_state(tid: int) -> bytes:
-    """The XSAVE image: x87, SSE, AVX and the rest, in the layout of the uncompacted XSAVE."""
-    buffer = ctypes.create_string_buffer(XSTATE_MOST)
-    vector = ctypes.create_string_buffer(struct.pack("<QQ", ctypes.addressof(buffer), XSTATE_MOST), 16)
-    _ptrace(_GETREGSET, tid, NT_X86_XSTATE, ctypes.addressof(vector), "GETREGSET")
-    (size,) = struct.unpack_from("<Q", vector, 8)
-    return buffer.raw[:size]
+def poke(tid: int, address: int, data: bytes) -> None:
+    """PTRACE_POKEDATA: write `data`, a multiple of 8 bytes, even where the process itself may not write.
+
+    A private file page becomes the process's own copy by it (FOLL_FORCE in ``ptrace_access_vm``, ``kernel/ptrace.c``).
+    """
+    for at, (word,) in enumerate(struct.iter_unpack("<Q", data)):
+        _ptrace(_POKEDATA, tid, address + 8 * at, word, "POKEDATA")
 
 
 class Rseq(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from vmaweld.study.answer import Answer, Losses, PolicyAnswer
@@ -130,6 +131,14 @@ def lane_data(lane: Lane) -> dict[str, Any]:
         "bad_faults": lane.bad_faults,
         "failed_calls": lane.failed_calls,
     }
+
+
+def report_data(answer: Answer, trace: Path, html: Path) -> dict[str, Any]:
+    """What `vmaweld report` wrote, and the numbers at its head."""
+    data = answer_data(answer)
+    kept = ("command", "exit_status", "processes", "events", "base", "missed")
+    head = {"schema": SCHEMA, "trace": str(trace), "html": str(html), "bytes": html.stat().st_size}
+    return head | {key: data[key] for key in kept}
 
 
 def fidelity_data(fidelity: Fidelity, threshold: float) -> dict[str, Any]:

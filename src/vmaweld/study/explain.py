@@ -19,6 +19,7 @@ from vmaweld.model.tracepoints import MergeRecord, Tracepoints, obstacle_names
 from vmaweld.policy import Policy
 from vmaweld.snapshot import Snapshot
 from vmaweld.study.scenarios import Scenario
+from vmaweld.words import count_text
 
 _FLAG_PREFIXES: Final = ("MAP_", "MREMAP_", "MADV_", "MLOCK_", "MCL_", "CLONE_", "UFFDIO_REGISTER_MODE_", "VM_")
 
@@ -81,7 +82,7 @@ def describe(event: Event, base: int) -> str:
         if event.flags & abi.MREMAP_FIXED:
             text += f" to {_pages(event.new_addr, event.new_length, base)}"
         else:
-            text += f" to {page_align_up(event.new_length) >> PAGE_SHIFT} pages"
+            text += f" to {count_text(page_align_up(event.new_length) >> PAGE_SHIFT, 'page')}"
     elif event.length:
         text = f"{event.op} {_pages(event.addr, event.length, base)}"
     if event.op in (ev.MMAP, ev.MPROTECT):

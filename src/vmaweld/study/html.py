@@ -19,12 +19,12 @@ from vmaweld.study.text import (
     fate_rows,
     legend_text,
     percent_text,
-    printable,
     recording_text,
     status_text,
     summary_text,
 )
 from vmaweld.study.timeline import Clock, Timeline
+from vmaweld.words import printable
 
 _LINES: Final = (("#8a8f98", 5.0), ("#3b82f6", 3.5), ("#f59e0b", 2.5), ("#10b981", 2.0), ("#a855f7", 2.0))
 """Colour and width of each policy's line; the first are the widest, so that equal counts still show every line."""

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vmaweld.study.text import count_text, percent_text, printable
+from vmaweld.study.text import percent_text
+from vmaweld.words import count_text, printable
 
 _COLUMNS: Final = (("merges", 9), ("recovered", 20), ("shared", 8), ("most VMAs", 9))
 """Heads and least widths, so that the tables of all traces line up."""

@@ -14,22 +14,13 @@ from rich.text import Text
 from vmaweld.study.answer import Answer, Losses, PolicyAnswer
 from vmaweld.study.fidelity import Fidelity
 from vmaweld.study.missed import SHARED
-
-
-def printable(text: str) -> str:
-    """`text` without anything that a terminal obeys."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+from vmaweld.words import count_text, printable
 
 
 def percent_text(part: int, whole: int) -> str:
     """`part` of `whole` in percent, to one digit below ten."""
     share = 100 * part / whole if whole else 0.0
     return f"{share:.1f} %" if 0 < share < 10 else f"{share:.0f} %"
-
-
-def count_text(count: int, one: str, many: str = "") -> str:
-    """`count` and the word for it."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def status_text(status: int | None) -> str:
@@ -248,7 +239,7 @@ def _losers(answer: Answer, out: Console, rows: int) -> None:
         )
     out.print(table)
     if len(programs) > rows:
-        _line(out, f"... and {len(programs) - rows:,} more programs (--json lists every process)", "dim")
+        _line(out, f"... and {count_text(len(programs) - rows, 'more program')} (--json lists every process)", "dim")
     _line(out)
     table = _table("call", "missed", "recovered", "shared")
     for call, losses in sorted(answer.by_call.items(), key=lambda item: -item[1].missed)[:rows]:
@@ -260,22 +251,37 @@ def _loss_cells(losses: Losses, policy: int) -> Iterable[str]:
     return f"{losses.missed:,}", f"{losses.recovered[policy]:,}", f"{losses.shared(policy):,}"
 
 
-def print_fidelity(fidelity: Fidelity, threshold: float, out: Console, *, rows: int = 20) -> None:
-    """What `replay --check` found. rows: of differing rows at most."""
+def no_snapshots_text(recorder: str) -> str:
+    """Why a trace made by `recorder` may hold no true snapshots, and what to do about it."""
+    if recorder == "strace":
+        return (
+            "The trace holds no true snapshots: nothing to compare. Beside strace few can be taken. Record with perf, "
+            "which takes one at each exec and at the end (`vmaweld doctor` tells what perf needs here)."
+        )
+    return (
+        "The trace holds no true snapshots: nothing to compare. It was recorded with --no-snapshots, or no process "
+        "stood still long enough for one. Record it anew without --no-snapshots."
+    )
+
+
+def print_fidelity(fidelity: Fidelity, threshold: float, recorder: str, out: Console, *, rows: int = 20) -> None:
+    """What `replay --check` found in a trace made by `recorder`. rows: of differing rows at most."""
     if not fidelity.rows:
-        _line(out, "The trace holds no true snapshots: nothing to compare. `vmaweld record` takes them as root.")
+        _line(out, no_snapshots_text(recorder))
         return
     verdict = "yes" if fidelity.share >= threshold else "NO"
     _line(
         out,
-        f"{fidelity.exact:,} of {fidelity.rows:,} rows exact ({100 * fidelity.share:.4g} %, at least "
+        f"{fidelity.exact:,} of {count_text(fidelity.rows, 'row')} exact ({100 * fidelity.share:.4g} %, at least "
         f"{100 * threshold:.4g} % wanted: {verdict}) in {count_text(fidelity.snapshots, 'true snapshot')} of "
         f"{count_text(len(fidelity.processes), 'process', 'processes')}, under {fidelity.policy.name}",
         "bold",
     )
     if fidelity.hidden < fidelity.snapshots:
         _line(
-            out, f"{fidelity.snapshots - fidelity.hidden:,} snapshots show no page offsets and anon_vmas: not compared."
+            out,
+            f"Without page offsets and anon_vmas, which were not compared: "
+            f"{count_text(fidelity.snapshots - fidelity.hidden, 'snapshot')}.",
         )
     if fidelity.inexact:
         causes = ", ".join(f"{count:,} {cause}" for cause, count in fidelity.causes.most_common())

@@ -105,7 +105,6 @@ class PerfRecorder:
     name: Final = "perf"
     faults: Final = "seen"
     seizes: Final = True
-    tick: Final = 0.025
     clock = staticmethod(time.monotonic_ns)
     """CLOCK_MONOTONIC, which perf is told to stamp its records with."""
 

@@ -153,7 +153,7 @@ def _run(
     command: list[str], source: PerfRecorder | StraceRecorder, snapshots: bool
 ) -> tuple[int, int, list[Sample], float]:
     with Launch(source.command(command)) as launch:
-        sampler = Sampler(launch.pid, source.clock, source.tick, keep_busy=not source.seizes)
+        sampler = Sampler(launch.pid, source.clock)
         try:
             source.attach(launch.pid)
             if snapshots:

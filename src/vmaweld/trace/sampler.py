@@ -21,6 +21,8 @@ MARGIN: Final = 100_000
 """Nanoseconds for which a process must have been at rest before the window: a fault that was announced takes effect
 within."""
 
+_TICK: Final = 0.025
+"""Seconds between looks for new processes."""
 _FIRST_INTERVAL: Final = 4  # ticks
 _MAX_ROWS: Final = 200_000
 _MAX_SHARE: Final = 0.1  # of one CPU
@@ -28,30 +30,23 @@ _MAX_SHARE: Final = 0.1  # of one CPU
 
 @dataclass(slots=True, frozen=True)
 class Sample:
-    """A snapshot that was taken between `begin` and `end`, nanoseconds of the sampler's clock.
-
-    busy: the process was seen to take page faults or to change its VMAs meanwhile, so no place for it is exact.
-    """
+    """A snapshot that was taken between `begin` and `end`, nanoseconds of the sampler's clock."""
 
     begin: int
     end: int
     snapshot: Snapshot
-    busy: bool = False
 
 
 class Sampler:
     """Takes snapshots of `root` and its descendants, each process at ever longer intervals, within bounds.
 
-    clock: nanoseconds of the clock that the recorder stamps its records with. tick: seconds between looks for new ones.
-    keep_busy: keep the first look at each program even where it was busy meanwhile.
+    clock: nanoseconds of the clock that the recorder stamps its records with.
     """
 
-    def __init__(self, root: int, clock: Callable[[], int], tick: float, *, keep_busy: bool = False) -> None:
-        self._keep_busy = keep_busy
+    def __init__(self, root: int, clock: Callable[[], int]) -> None:
         # Asked once: a refused BPF program costs more time than many short-lived processes have.
         self._exact = snapshots.bpf_available()[0]
         self._root = root
-        self._tick = tick
         self._clock = clock
         self._samples: list[Sample] = []
         self._rows = 0
@@ -77,7 +72,7 @@ class Sampler:
             time.sleep(0.001)
         self._take(pid)
 
-    def _take(self, pid: int, *, keep_busy: bool = False) -> bool:
+    def _take(self, pid: int) -> bool:
         """Take one now; False where the process was busy meanwhile."""
         faults = _faults(pid)
         begin = self._clock()
@@ -87,9 +82,9 @@ class Sampler:
             return True
         end = self._clock()
         busy = not snapshot.consistent or faults != _faults(pid)
-        if not busy or keep_busy:
+        if not busy:
             with self._lock:
-                self._samples.append(Sample(begin, end, snapshot, busy))
+                self._samples.append(Sample(begin, end, snapshot))
                 self._rows += len(snapshot.rows)
         return not busy
 
@@ -99,16 +94,15 @@ class Sampler:
             began = time.monotonic()
             for pid in descendants(self._root):
                 key = pid, _program(pid)
-                when, interval = due.get(key, (began, _FIRST_INTERVAL * self._tick))
+                when, interval = due.get(key, (began, _FIRST_INTERVAL * _TICK))
                 if when > began:
                     continue
-                first = key not in due
-                if self._take(pid, keep_busy=first and self._keep_busy):
+                if self._take(pid):
                     due[key] = began + interval, 2 * interval
                 else:
                     due[key] = began, interval
             spent = time.monotonic() - began
-            self._stop.wait(max(self._tick, spent / _MAX_SHARE))
+            self._stop.wait(max(_TICK, spent / _MAX_SHARE))
 
 
 def _faults(pid: int) -> list[bytes]:

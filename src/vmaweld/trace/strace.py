@@ -1,24 +1,21 @@
 """Records with strace where perf is not permitted: no privilege needed, but page faults are not seen.
 
 So every page of a private mapping counts as written from the moment it is writable (`AssumeWrites`), and what exec
-itself maps is taken from a look at /proc/PID/maps soon after, where the process lived long enough for one.
+itself maps is taken from a look at the new program while strace holds it (`strace_pipe`).
 """
 
-import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from vmaweld import abi, events
 from vmaweld.abi import PAGE_SHIFT, page_align_up
 from vmaweld.events import Event
-from vmaweld.snapshot import Row
+from vmaweld.snapshot import Row, Snapshot
 from vmaweld.trace import strace_log
 from vmaweld.trace.assembler import Assembler
 from vmaweld.trace.calls import NUMBERS, policy_text
@@ -26,13 +23,13 @@ from vmaweld.trace.perf import NoRoomError
 from vmaweld.trace.progress import Progress
 from vmaweld.trace.sampler import Sample
 from vmaweld.trace.store import TraceWriter
+from vmaweld.trace.strace_pipe import COLUMNS, LogPipe
 
 _TASKS: Final = ("clone", "clone3", "fork", "vfork")
 _EXECS: Final = ("execve", "execveat")
 _TRACED: Final = (*NUMBERS.values(), *_TASKS, *_EXECS, "userfaultfd", "ioctl")
 _UFFDIO_REGISTER: Final = 0xC020_AA00
 _UFFDIO_UNREGISTER: Final = 0x8010_AA01
-_PIPE: Final = 1 << 20
 _MARGIN: Final = 5_000_000
 """Nanoseconds: strace stamps a call's line with its beginning, and is slow itself."""
 
@@ -59,26 +56,28 @@ def available() -> tuple[bool, str]:
 class StraceRecorder:
     """strace around the command: `command` gives what is to be run in its place.
 
-    directory: where the log grows.
+    directory: where the log grows. looks: by process, what each of its execs had mapped, in their order; None where
+    the process was gone before.
     """
 
     name: Final = "strace"
     faults: Final = "assumed"
     seizes: Final = False  # strace is the tracer already
-    tick: Final = 0.005  # what exec maps is only seen by looking soon
     clock = staticmethod(time.time_ns)
     """CLOCK_REALTIME, as in the log's lines."""
 
     def __init__(self, directory: Path) -> None:
         self._log = directory / "strace.log"
-        self._spool = Spool(self._log)
+        self._pipe: LogPipe | None = None
+        self.looks: Mapping[int, Sequence[Snapshot | None]] = {}
 
     def command(self, command: list[str]) -> list[str]:
         """The command line that runs `command` under strace."""
+        self._pipe = LogPipe(self._log)
         return [
             shutil.which("strace") or "strace",
             "-f", "--seccomp-bpf", "-X", "raw", "-y", "-s", "80", "--quiet=attach,personality",
-            "--absolute-timestamps=unix,ns", "-o", self._spool.name,
+            "--absolute-timestamps=unix,ns", "-o", self._pipe.path, "--columns", str(COLUMNS),
             "-e", "trace=" + ",".join(f"?{name}" for name in _TRACED),
             "-e", "abbrev=!mbind",  # signals stay on: without them strace hides who was killed by one, too
             "--", *command,
@@ -92,20 +91,21 @@ class StraceRecorder:
             return pid
 
     def attach(self, pid: int) -> None:
-        """Be ready for the log; strace starts the command itself."""
-        self._spool.start()
+        """Begin to read the log. strace starts the command itself."""
+        assert self._pipe is not None
+        self._pipe.start()
 
     def stop(self) -> None:
-        """Take the rest of the log; strace ends with the command."""
-        self._spool.finish()
+        """Read the log to its end. strace ends with the command. Raises NoRoomError where it is not whole."""
+        assert self._pipe is not None
+        try:
+            self._pipe.stop()
+        except OSError as error:
+            raise NoRoomError(f"strace's log: {error.strerror}") from None
+        self.looks = self._pipe.looks
 
     def convert(self, writer: TraceWriter, root: int, samples: list[Sample], progress: Progress) -> None:
-        """Turn the log into `writer`'s events. `root` is strace's own pid: the command's is the log's first.
-
-        Raises NoRoomError where the log is not whole.
-        """
-        if self._spool.error is not None:
-            raise NoRoomError(f"strace's log: {self._spool.error.strerror}")
+        """Turn the log into `writer`'s events. `root` is strace's own pid: the command's is the log's first."""
         size = self._log.stat().st_size
         with self._log.open(encoding="utf-8", errors="surrogateescape") as lines:
             first = next(lines, "")
@@ -113,53 +113,12 @@ class StraceRecorder:
             lines.seek(0)
             root = int(first.split(" ", 1)[0]) if first else root
             assembler = Assembler(AssumeWrites(writer.append), root, begin=begin)
-            feed = _Feed(assembler, writer, samples, begin)
+            feed = _Feed(assembler, writer, samples, self.looks, begin)
             for line in strace_log.parse(_counted(lines, lambda count: progress("reading strace's log", count, size))):
                 feed.take(line)
             feed.finish()
         for cause, number in assembler.losses.items():
             writer.metadata.losses[cause] = writer.metadata.losses.get(cause, 0) + number
-
-
-class Spool:
-    """Writes what comes out of a pipe into the file `path`, and knows whether all of it fitted.
-
-    strace itself would say for each line that it could not write it, on the command's stderr, and end as if all were
-    well. name: the pipe's end to write to, to be opened by any process of this user. error: why something is missing.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.error: OSError | None = None
-        self._receive, self._send = os.pipe()
-        self.name = f"/proc/{os.getpid()}/fd/{self._send}"
-        with contextlib.suppress(OSError):  # beyond the user's share of pipe memory: then the usual 64 KiB
-            fcntl.fcntl(self._send, fcntl.F_SETPIPE_SZ, _PIPE)
-        self._path = path
-        self._thread = threading.Thread(target=self._run, name="vmaweld-spool", daemon=True)
-
-    def start(self) -> None:
-        """Begin to take from the pipe."""
-        self._thread.start()
-
-    def _run(self) -> None:
-        with open(self._receive, "rb", buffering=0) as pipe:
-            try:
-                with self._path.open("wb", buffering=0) as file:
-                    while data := memoryview(pipe.read(_PIPE) or b""):
-                        while data:
-                            data = data[file.write(data) :]
-            except OSError as error:
-                self.error = error
-                while pipe.read(_PIPE):  # whoever writes must not notice
-                    pass
-
-    def finish(self) -> None:
-        """Wait until all who write have closed the pipe."""
-        os.close(self._send)
-        if self._thread.ident is not None:
-            self._thread.join()
-        else:
-            os.close(self._receive)
 
 
 def _counted(lines: Iterator[str], progress: Callable[[int], None]) -> Iterator[str]:
@@ -219,12 +178,20 @@ class AssumeWrites:
 class _Feed:
     """Gives the log's lines to the assembler: whose thread is whose, who is whose child."""
 
-    def __init__(self, assembler: Assembler, writer: TraceWriter, samples: list[Sample], begin: int) -> None:
+    def __init__(
+        self,
+        assembler: Assembler,
+        writer: TraceWriter,
+        samples: list[Sample],
+        looks: Mapping[int, Sequence[Snapshot | None]],
+        begin: int,
+    ) -> None:
         self._assembler = assembler
         self._writer = writer
         self._begin = begin
         self._samples = samples
         self._next_sample = 0
+        self._looks = {pid: iter(seen) for pid, seen in looks.items()}
         self._pid_of: dict[int, int] = {}
         self._unknown: dict[int, list[strace_log.Line]] = {}  # what tasks did before their maker's call returned
 
@@ -281,11 +248,11 @@ class _Feed:
         assembler = self._assembler
         assembler.execing(now, pid, tid)
         assembler.execed(now, pid, program)
-        seen = next((s for s in self._samples[self._next_sample :] if s.snapshot.pid == pid and s.begin > now), None)
+        seen = next(self._looks.get(pid, iter(())), None)
         if seen is None:
             assembler.count("execs_without_mappings")
             return
-        for place in mapped_by_exec(list(seen.snapshot.rows), pid):
+        for place in mapped_by_exec(list(seen.rows), pid):
             assembler.happened(now, pid, place)
 
     def _ioctl(self, now: int, pid: int, arguments: list[str], result: int | None) -> None:
@@ -313,7 +280,7 @@ class _Feed:
         sample = self._samples[self._next_sample]
         self._next_sample += 1
         quiet = self._assembler.quiet_since(sample.snapshot.pid)
-        if quiet is not None and quiet < sample.begin - _MARGIN and not sample.busy:
+        if quiet is not None and quiet < sample.begin - _MARGIN:
             self._writer.append_snapshot(sample.snapshot, max(0, sample.end - self._begin))
 
     def finish(self) -> None:

@@ -9,6 +9,7 @@ from vmaweld.abi import (
     flag_names,
 )
 from vmaweld.snapshot import Row, Snapshot
+from vmaweld.words import count_text
 
 _VISIBLE_FLAGS = VM_READ | VM_WRITE | VM_EXEC | VM_MAYSHARE
 
@@ -39,7 +40,8 @@ def difference(model: Snapshot, real: Snapshot) -> str | None:
     if len(model.rows) != len(real.rows):
         longer, who = (model, "model") if len(model.rows) > len(real.rows) else (real, "kernel")
         row = longer.rows[min(len(model.rows), len(real.rows))]
-        return f"{len(model.rows)} rows in the model, {len(real.rows)} in the kernel; only the {who} has {row!r}"
+        rows = count_text(len(model.rows), "row")
+        return f"{rows} in the model, {len(real.rows)} in the kernel; only the {who} has {row!r}"
     anon_vmas, files, contexts = Names(), Names(), Names()
     for ours, theirs in zip(model.rows, real.rows, strict=True):
         what = _row_difference(ours, theirs, real.flags_exact)

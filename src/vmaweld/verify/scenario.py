@@ -4,6 +4,7 @@ from vmaweld.abi import PAGE_SHIFT
 from vmaweld.events import EVENT_FIELDS, Event
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.verify.check import Difference
+from vmaweld.words import count_text
 
 
 def drawing(snapshot: Snapshot, low: int) -> list[str]:
@@ -28,7 +29,7 @@ def _line(row: Row, low: int, letters: dict[int, str]) -> str:
 
 def story(difference: Difference, low: int) -> list[str]:
     """The difference for a reader: the events, what differs, and both address spaces after the last event."""
-    lines = [f"{len(difference.program)} events:"]
+    lines = [f"{count_text(len(difference.program), 'event')}:"]
     lines += [f"  {event!r}" for event in difference.program]
     lines += ["", f"then: {difference.what}"]
     for who, snapshot in (("model", difference.model), ("kernel", difference.real)):

@@ -9,6 +9,10 @@ class Refused(WeldError):
     """Machine, settings or process do not allow a weld; the message says what would."""
 
 
+class Busy(Refused):
+    """Somebody else traces or welds the process at this moment; a weld under way tries again a little later."""
+
+
 class HalfDone(WeldError):
     """The calls that put things back failed too: the memory is complete, but part of it lies elsewhere.
 

@@ -10,16 +10,15 @@ from typing import Final
 from vmaweld import abi
 from vmaweld.kernel import syscalls
 from vmaweld.kernel.pagemap import Pagemap
+from vmaweld.kernel.robust_futex import RobustFutex
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding import plan, source, support
 from vmaweld.welding.errors import WeldError
 from vmaweld.welding.folding import fold
+from vmaweld.welding.names import OWN
 from vmaweld.welding.program import Outcome, Program
 from vmaweld.welding.report import Report
-
-NAME: Final = "vmaweld-weld"
-"""Name of the memfd that holds code, journal and entries; in maps it reads ``/memfd:vmaweld-weld (deleted)``."""
 
 _NR_ARCH_PRCTL: Final = 158
 _ARCH_GET_FS: Final = 0x1003
@@ -32,22 +31,31 @@ def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
 
     Raises OSError where there is no memory, descriptor or VMA for the code itself.
     """
-    length = abi.page_align_up(mc.CODE_SIZE + program.size)
-    fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+    length = abi.page_align_up(mc.HEADER_AT + program.size)
+    fd = os.memfd_create(OWN, os.MFD_CLOEXEC)
     address = 0
+    lock: RobustFutex | None = None
     try:
         os.ftruncate(fd, length)
         os.pwrite(fd, mc.CODE, 0)
         address = syscalls.mmap(0, length, abi.PROT_READ | abi.PROT_WRITE, abi.MAP_SHARED, fd)
+        header = address + mc.HEADER_AT
+        entries_at = header + mc.HEADER_SIZE
+        head, entries = mc.header(entries_at), program.place(header)
+        ctypes.memmove(header, head, len(head))
+        ctypes.memmove(entries_at, entries, len(entries))
+        # From here on a welder from outside sees that this process is at work on itself.
+        lock = RobustFutex(header + mc.HEADER["OWNER"])
+        lock.hold()
         syscalls.mmap(address, mc.CODE_SIZE, abi.PROT_READ | abi.PROT_EXEC, abi.MAP_SHARED | abi.MAP_FIXED, fd)
-        header = address + mc.CODE_SIZE
-        entries = program.place(header)
-        data = mc.header(header + mc.HEADER_SIZE) + entries
-        ctypes.memmove(header, data, len(data))
+        syscalls.madvise(address, length, abi.MADV_DONTFORK)
         _Run(address + mc.CALL_ENTRY)(header)
-        return program.outcomes(ctypes.string_at(header + mc.HEADER_SIZE, len(entries)))
+        return program.outcomes(ctypes.string_at(entries_at, len(entries)))
     finally:
         os.close(fd)
+        if lock is not None:
+            lock.drop()
+            lock.close()
         if address:
             syscalls.munmap(address, length)
 

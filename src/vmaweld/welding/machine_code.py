@@ -2,11 +2,11 @@
 
 The code runs inside the process whose memory is welded: as a function where a process welds its own, or as the
 excursion of a stopped thread where the weld comes from outside. It is position independent, touches general registers
-only (system calls leave the others alone) and needs no stack but eight bytes at the very end. The header, `CODE_SIZE`
-past the start of the code, is the journal: at any moment it tells where the machine is and how far the pages are.
+only (system calls leave the others alone) and, as an excursion, needs no stack. The header, `HEADER_AT` past the start
+of the code, is the journal: at any moment it tells where the machine is and how far the pages are.
 
-An excursion ends by itself: it waits a moment to be fetched, else it puts every register back and goes on where the
-thread was. So nothing hangs on the welder staying alive; docs/welding.md tells the whole of it.
+An excursion ends by itself: it waits a moment to be fetched, else `way_back` puts every register back and the thread
+goes on where it was. So nothing hangs on the welder staying alive; docs/welding.md tells the whole of it.
 
 An entry is twelve words: op, number, six arguments, one byte of mode an argument, the entry to go to on failure (0: the
 next), what the call answered, and `extra`. MOVE keeps the structure of its ioctl in the first five arguments, the
@@ -15,7 +15,13 @@ offset W at which its piece begins in the mode word, and in `extra` how far V ha
 
 from typing import Final
 
+from vmaweld.welding import way_back
+
 CODE_SIZE: Final = 4096
+SAVED_AT: Final = CODE_SIZE
+"""Where the block of saved registers lies, right behind the code."""
+HEADER_AT: Final = SAVED_AT + (way_back.SAVED_SIZE + 63 & -64)
+"""Where the header lies, which is the journal."""
 ENTRY_SIZE: Final = 96
 WORDS: Final = 12
 
@@ -46,11 +52,9 @@ LOAD: Final = 16
 
 # The header. MAGIC and VERSION are for whoever finds it later.
 MAGIC: Final = b"vmaweld\x01"
-VERSION: Final = 1
-REGISTERS: Final = (
-    *("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP", "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15"),
-    *("RIP", "FLAGS"),
-)
+VERSION: Final = 2
+MARK: Final = MAGIC + VERSION.to_bytes(8, "little")
+"""How the header of this version begins."""
 HEADER: Final[dict[str, int]] = {
     "MAGIC": 0,
     "VERSION": 8,
@@ -61,12 +65,11 @@ HEADER: Final[dict[str, int]] = {
     "FD": 48,
     "ERRORS": 56,
     "ALL_SIGNALS": 64,
-    "OWN_SIGNALS": 72,
     "PATIENCE": 80,  # struct timeval
     "ARGUMENTS": 96,
-    **{name: 144 + 8 * index for index, name in enumerate(REGISTERS)},
     "STUCK": 288,  # the entry that failed and has no other way, 0 for none
     "FAILED": 296,  # the entry that failed last
+    "OWNER": 504,  # 4 bytes, a robust futex: the thread id of the welder while it lives
 }
 """Offset of each field; all are 8 bytes but those that say otherwise."""
 HEADER_SIZE: Final = 512
@@ -101,7 +104,7 @@ returned:
     5d                 pop rbp
     5b                 pop rbx
     c3                 ret
-# -- As an excursion of a thread that was stopped anywhere: rbx = header, rsp below its stack's red zone.
+# -- As an excursion of a thread that was stopped anywhere: rbx = header, rsp the thread's own.
 # -- All signals wait until it is over: a handler that touched a page on its way would wait for this very thread.
 excursion:
     b80e000000         mov eax, 14  # rt_sigprocmask(SIG_SETMASK, all, NULL, 8)
@@ -258,59 +261,22 @@ finished:
     4c8d4350           lea r8, [rbx+PATIENCE]
     0f05               syscall
     c7431003000000     mov dword ptr [rbx+STATE], 3  # LEFT: nobody came, so back to where the thread was, by ourselves
-    b80e000000         mov eax, 14  # rt_sigprocmask(SIG_SETMASK, its own, NULL, 8)
-    bf02000000         mov edi, 2
-    488d7348           lea rsi, [rbx+OWN_SIGNALS]
-    31d2               xor edx, edx
-    41ba08000000       mov r10d, 8
-    0f05               syscall
-    ffb318010000       push qword ptr [rbx+FLAGS]
-    9d                 popfq
-    488b8390000000     mov rax, [rbx+RAX]
-    488b8ba0000000     mov rcx, [rbx+RCX]
-    488b93a8000000     mov rdx, [rbx+RDX]
-    488bb3b0000000     mov rsi, [rbx+RSI]
-    488bbbb8000000     mov rdi, [rbx+RDI]
-    488babc0000000     mov rbp, [rbx+RBP]
-    488ba3c8000000     mov rsp, [rbx+RSP]
-    4c8b83d0000000     mov r8, [rbx+R8]
-    4c8b8bd8000000     mov r9, [rbx+R9]
-    4c8b93e0000000     mov r10, [rbx+R10]
-    4c8b9be8000000     mov r11, [rbx+R11]
-    4c8ba3f0000000     mov r12, [rbx+R12]
-    4c8babf8000000     mov r13, [rbx+R13]
-    4c8bb300010000     mov r14, [rbx+R14]
-    4c8bbb08010000     mov r15, [rbx+R15]
-    488b9b98000000     mov rbx, [rbx+RBX]
-    ff256c0e0000       jmp qword ptr [rip+HEADER+RIP]
+    e9440d0000         jmp way_back
 """
 """Bytes, and the instruction they encode (names in capitals: offsets in the header). The tests assemble it anew."""
 
 
-def _assembled() -> tuple[bytes, dict[str, int]]:
-    code = bytearray()
-    labels: dict[str, int] = {}
-    for line in LISTING.splitlines():
-        text = line.partition("#")[0].rstrip()
-        if text.endswith(":"):
-            labels[text[:-1]] = len(code)
-        elif text:
-            code += bytes.fromhex(text.split()[0])
-    return bytes(code), labels
-
-
-CODE, LABELS = _assembled()
+MACHINE, LABELS = way_back.assembled(LISTING)
+CODE: Final = MACHINE.ljust(CODE_SIZE - len(way_back.CODE), b"\x90") + way_back.CODE
+"""A page: the machine, and at its end the way back of an excursion, which reads `SAVED_AT`."""
 CALL_ENTRY: Final = LABELS["call_entry"]
 EXCURSION: Final = LABELS["excursion"]
 
 
-def header(
-    pc: int, *, own_signals: int = 0, registers: dict[str, int] | None = None, patience_us: int = 100_000
-) -> bytes:
-    """The header of a run that begins at the entry at address `pc`.
+def header(pc: int, *, patience_us: int = 100_000) -> bytes:
+    """The header of a run that begins at the entry at address `pc`, up to its field OWNER, which outlives runs.
 
-    own_signals, registers: for an excursion, the signal mask and registers that the thread gets back if nobody
-        fetches it within `patience_us` microseconds of the end.
+    patience_us: of an excursion, so many microseconds it waits at its end to be fetched.
     """
     fields = {
         "MAGIC": int.from_bytes(MAGIC, "little"),
@@ -319,11 +285,9 @@ def header(
         "PC": pc,
         "FD": NO_FD,
         "ALL_SIGNALS": (1 << 64) - 1,
-        "OWN_SIGNALS": own_signals,
         "PATIENCE": patience_us // 1_000_000,
-        **(registers or {}),
     }
-    data = bytearray(HEADER_SIZE)
+    data = bytearray(HEADER["OWNER"])
     for name, value in fields.items():
         data[HEADER[name] : HEADER[name] + 8] = value.to_bytes(8, "little")
     at = HEADER["PATIENCE"] + 8

@@ -12,12 +12,17 @@ from vmaweld.welding.plan import Candidate, clip
 _A_GROUP: Final = 200e-6
 _A_PIECE: Final = 12e-6
 _A_PAGE: Final = 1.2e-6
+_COMPARED: Final = 16e-6  # a page that is read and hashed twice
 
 
 class Pace:
-    """How much can be welded in how long, learned from slice to slice."""
+    """How much can be welded in how long, learned from slice to slice.
 
-    def __init__(self) -> None:
+    verify: the contents are compared in the same time.
+    """
+
+    def __init__(self, *, verify: bool = False) -> None:
+        self._page = _A_PAGE + (_COMPARED if verify else 0.0)
         self._scale = 1.0
         self._expected = 0.0
 
@@ -44,7 +49,7 @@ class Pace:
         rows = candidate.rows
         cost = _A_GROUP
         for at, row in enumerate(rows[1:], 1):
-            whole = _A_PIECE + _A_PAGE * pagemap.totals(clip(candidate.runs, row.start, row.end)).populated
+            whole = _A_PIECE + self._page * pagemap.totals(clip(candidate.runs, row.start, row.end)).populated
             if cost + whole > budget:
                 if at > 1 or optional:
                     self._expected += cost if at > 1 else 0.0
@@ -58,7 +63,7 @@ class Pace:
 
     def _cut(self, candidate: Candidate, row: Row, runs: Sequence[pagemap.Run], budget: float) -> Candidate:
         """The first row and as much of the second as fits."""
-        room = max(int(budget / _A_PAGE), 1)
+        room = max(int(budget / self._page), 1)
         end = row.start
         for start, stop, _ in runs:
             taken = min((stop - start) >> abi.PAGE_SHIFT, room)

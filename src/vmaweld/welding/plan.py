@@ -251,7 +251,7 @@ def _locked_reason(rows: Sequence[Row], populated: Sequence[pagemap.Run], low: i
     """Locking again populates every hole, so there must be none; MLOCK_ONFAULT leaves them."""
     if rows[0].flags & abi.VM_LOCKED_MASK != abi.VM_LOCKED:
         return ""
-    keep = _keep_from(rows[0], low)
+    keep = keep_from(rows[0], low)
     there = sum(end - start for start, end, _ in clip(populated, keep, rows[-1].end))
     if there != rows[-1].end - keep:
         return "mlocked, yet with holes: locking it again would fill them"
@@ -307,7 +307,7 @@ def _pages_by_row(rows: Sequence[Row], populated: Sequence[pagemap.Run], mask: i
     return counts
 
 
-def _keep_from(row: Row, low: int) -> int:
+def keep_from(row: Row, low: int) -> int:
     """Where the kept stretch of `row` begins: its last huge page's room, so that no huge page is cut."""
     return max(row.start, low, (row.end - 1) & -abi.HUGE_PAGE_SIZE)
 
@@ -329,7 +329,7 @@ def groups(
         rows = candidate.rows
         first = 0
         while first + 1 < len(rows):
-            keep = _keep_from(rows[first], low)
+            keep = keep_from(rows[first], low)
             most = min(first + pieces, len(rows) - 1)
             last = max(first + 1, bisect_right(rows, keep + group_bytes, first, most + 1, key=_end) - 1)
             part = candidate._replace(rows=rows[first : last + 1]) if last - first + 1 < len(rows) else candidate

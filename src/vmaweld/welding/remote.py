@@ -1,8 +1,7 @@
 """Welding the memory of another process: every thread stops, one of them works, all go on."""
 
-import errno
-import hashlib
 import os
+import select
 import signal
 import threading
 import time
@@ -13,24 +12,25 @@ from types import FrameType
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import pagemap, procfs
-from vmaweld.kernel.errors import ProcessGone
+from vmaweld.kernel import procfs, syscalls
+from vmaweld.kernel.errors import KernelError, ProcessGone
 from vmaweld.kernel.pagemap import Pagemap
-from vmaweld.kernel.ptrace import Rseq
 from vmaweld.snapshot import Row, Snapshot
-from vmaweld.welding import plan, residue, seccomp, source, support
-from vmaweld.welding.errors import HalfDone, Refused
+from vmaweld.welding import contents, plan, residue, seccomp, source, support, workshop
+from vmaweld.welding.errors import Busy, HalfDone, WeldError
 from vmaweld.welding.folding import Folded, fold
 from vmaweld.welding.pace import Pace
 from vmaweld.welding.program import Outcome, Program
-from vmaweld.welding.puppet import MOST_ENTRIES, Puppet, Workshop
+from vmaweld.welding.puppet import Puppet
 from vmaweld.welding.report import Report
-from vmaweld.welding.standstill import Standstill, Waits
+from vmaweld.welding.standstill import REST, Standstill, while_still
+from vmaweld.welding.workshop import MOST_ENTRIES, Workshop
 
-REST: Final = 4
-"""Between two slices the process runs at least that many times as long as it stood still."""
-_CHUNK: Final = 4 << 20
-_ZEROES: Final = bytes(abi.PAGE_SIZE)
+_PATIENCE: Final = 5.0
+"""Seconds that a weld under way waits for somebody else who traces the process or welds in it."""
+_BUSY: Final = 0.02
+_MOST_IDLE: Final = 4
+"""Slices in a row that move nothing before the weld ends."""
 
 
 @dataclass(frozen=True)
@@ -89,27 +89,34 @@ class _Weld:
     def __init__(self, pid: int, options: Options, program: Callable[[], Program]) -> None:
         self.pid = pid
         self.options = options
-        self.report = Report(pid)
+        self.report = Report(pid, max_pause=options.max_pause)
         self._program = program
         self._failed: dict[int, str] = {}
         self._workshop = Workshop()
-        self._waits = Waits()
-        self._pace = Pace()
+        self._pace = Pace(verify=options.verify)
         self._quick = True
+        self._avoid: dict[int, str] = {}
         self._may_rseq = True
+        self._idle = 0
         self._source = source.Source(pid)
+        self._process = -1
         self._prepared: tuple[Snapshot, plan.Plan] | None = None
 
     def work(self, progress: Callable[[Report], None] | None) -> Report:
         try:
-            with self._source:
+            with self._source, self._workshop:
+                self._process = syscalls.pidfd_open(self.pid)
                 return self._work(progress)
         except ProcessLookupError:
             raise ProcessGone(f"process {self.pid} has ended during the weld") from None
+        finally:
+            if self._process >= 0:
+                os.close(self._process)
 
     def _work(self, progress: Callable[[Report], None] | None) -> Report:
         report = self.report
         snapshot, made = self._prepare()
+        workshop.refuse_if_taken(self.pid, snapshot.rows)
         self._begin(snapshot, made)
         report.vmas_after = report.vmas_before
         if not made.candidates and not self._is_residue(snapshot.rows):
@@ -117,39 +124,48 @@ class _Weld:
         try:
             more = True
             while more:
-                with _undisturbed(), source.no_collections():
-                    more = self._standstill(self._slice)
+                more = self._next()
                 if progress is not None:
                     progress(report)
                 if more:
                     time.sleep(REST * report.pauses[-1])
                     self._prepare()
         except BaseException:
-            if self._workshop.address:
-                with _undisturbed():
-                    self._standstill(self._leave)
+            self._leave_in_order()
             raise
         return report
+
+    def _next(self) -> bool:
+        """One slice; whether something is left over. While somebody else is at work, a weld under way waits."""
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with _undisturbed(), source.no_collections():
+                    return self._standstill(self._slice)
+            except Busy:
+                if not self._workshop.address or time.monotonic() > end:
+                    raise
+            time.sleep(_BUSY)
+
+    def _leave_in_order(self) -> None:
+        """Take away what is ours, if it can be proved to be; the lock is given back in any case."""
+        if not self._workshop.address:
+            return
+        try:
+            with _undisturbed():
+                self._standstill(self._leave)
+        except (WeldError, KernelError):
+            self._workshop.forget()  # a later weld clears it away
 
     def _prepare(self) -> tuple[Snapshot, plan.Plan]:
         """Look and plan while the process runs; if nothing has changed when it stands still, that is already done."""
         snapshot = self._source.take()
+        limits = _limits(self.pid, self.options, self._failed, self._avoid)
         with Pagemap(self.pid) as pages:
-            made = plan.make(snapshot, pages, _limits(self.pid, self.options, self._failed), quick=self._quick)
+            made = plan.make(snapshot, pages, limits, quick=self._quick)
         support.check_memory(self.pid, made, unshare=self.options.unshare, verify=self.options.verify)
         self._prepared = snapshot, made
         return snapshot, made
-
-    def _plan(self, snapshot: Snapshot, pages: Pagemap, limits: plan.Limits) -> plan.Plan:
-        prepared, self._prepared = self._prepared, None
-        again = limits.unshare or limits.avoid or limits.zero_stays
-        if prepared is not None and prepared[0] is snapshot and not again:
-            made = prepared[1]
-            # Pages may have come since, which matters only where they are counted on: a VMA that had no anon_vma has
-            # none still, or the snapshot would differ; but what is mlocked may have got a hole.
-            if not any(candidate.rows[0].flags & abi.VM_LOCKED_MASK for candidate in made.candidates):
-                return made
-        return plan.make(snapshot, pages, limits, quick=self._quick)
 
     def _begin(self, snapshot: Snapshot, made: plan.Plan) -> None:
         self.report.vmas_before = len(snapshot.rows)
@@ -157,36 +173,45 @@ class _Weld:
         self.report.left = made.left
 
     def _is_residue(self, rows: Sequence[Row]) -> bool:
-        return bool(residue.mapped(rows) or residue.descriptors(self.pid))
+        return bool(residue.mapped(self.pid, rows) or residue.descriptors(self.pid))
 
     def _standstill(self, work: Callable[[Standstill], bool]) -> bool:
-        with Standstill(self.pid, self._waits) as still:
+        def noted(still: Standstill) -> bool:
             try:
+                if select.select([self._process], [], [], 0)[0]:
+                    raise ProcessLookupError  # it has ended, and the number may be another's by now
                 return work(still)
             except ProcessLookupError:
                 self._workshop.forget()
+                still.check_frozen()
                 raise ProcessGone(f"process {self.pid} has ended during the weld") from None
             finally:
                 still.release()
                 self.report.pauses.append(time.monotonic() - still.began)
 
+        return while_still(self.pid, noted, self.options.max_pause)
+
     def _slice(self, still: Standstill) -> bool:
         """Weld what there is, or as much as fits into the pause; whether something is left over."""
         first = not self._workshop.address
         snapshot = self._source.take()
+        self._prove(snapshot)
+        workshop.refuse_if_taken(self.pid, snapshot.rows, self._workshop.address)
         if first:
             support.check_headroom(len(snapshot.rows))
             support.check_io_uring(self.pid)
-            residue.let_finish(still, residue.mapped(snapshot.rows))
+            residue.let_finish(still, snapshot.rows)
         puppet = Puppet(still, snapshot.rows)
         more = False
         try:
             if first:
                 self._may_rseq = seccomp.check(self.pid, puppet.tid)
                 if self._is_residue(snapshot.rows):
-                    self.report.repaired = residue.clear(puppet, residue.mapped(snapshot.rows))
+                    self.report.repaired = residue.clear(puppet, residue.mapped(self.pid, snapshot.rows))
                     snapshot = self._source.take()
-            more = self._fold(still, puppet, snapshot, first)
+                    more = self.options.max_pause is not None  # what to weld now is planned before the next slice
+            if not more:
+                more = self._fold(still, puppet, snapshot, first)
         except (ProcessGone, HalfDone):
             self._workshop.forget()  # there is nothing left to unmap, or it is what a repair needs
             raise
@@ -197,8 +222,19 @@ class _Weld:
         self.report.vmas_after = _count(self.pid) - (2 if self._workshop.address else 0)
         return more
 
+    def _prove(self, snapshot: Snapshot) -> None:
+        """The process has run since the workshop was mapped: go on only if it is still there."""
+        if self._workshop.address and not self._workshop.is_there(self.pid, snapshot.rows):
+            self._workshop.forget()
+            raise ProcessGone(
+                f"process {self.pid} has executed another program during the weld, or unmapped what the weld had "
+                "mapped there: what was closed until then stays closed, nothing else was touched"
+            )
+
     def _leave(self, still: Standstill) -> bool:
-        puppet = Puppet(still, procfs.read_maps(self.pid).rows)
+        snapshot = self._source.take()
+        self._prove(snapshot)
+        puppet = Puppet(still, snapshot.rows)
         try:
             self._workshop.take_down(puppet)
         finally:
@@ -207,44 +243,81 @@ class _Weld:
 
     def _fold(self, still: Standstill, puppet: Puppet, snapshot: Snapshot, first: bool) -> bool:
         report, options = self.report, self.options
-        avoid = {}
         if puppet.rseq is not None and not self._may_rseq:
-            avoid[puppet.rseq.area] = "the thread area of the thread that does the work, and seccomp forbids rseq"
-        limits = _limits(self.pid, options, self._failed, avoid)
+            self._avoid = {
+                puppet.rseq.area: "the thread area of the thread that does the work, and seccomp forbids rseq"
+            }
+        limits = _limits(self.pid, options, self._failed, self._avoid)
         with Pagemap(self.pid) as pages:
-            made = self._plan(snapshot, pages, limits)
-            if first:
-                self._begin(snapshot, made)
-            report.left = made.left
-            candidates, more = made.candidates, False
-            if options.max_pause is not None:
-                # A slice works at least as long as it took to prepare it, or the whole would take for ever.
-                spent = time.monotonic() - still.began
-                candidates, more = self._pace.share(candidates, max(options.max_pause - spent, spent))
+            candidates, more = self._choose(still, snapshot, pages, limits, first)
             if not candidates:
-                return False
+                return more and self._goes_on(0)
             if first:
                 self._workshop.set_up(puppet)
-            before = _digest(self.pid, pages, candidates, puppet.rseq) if options.verify else b""
             began = time.monotonic()
-            folded = self._run(puppet, snapshot, candidates, retry=False)
+            before = self._digest(pages, candidates, puppet)
+            folded = self._run(puppet, snapshot, candidates, retry=not self._quick)
             if folded.again:
                 self._quick = False
-                snapshot = self._source.take()
-                found, made = made.all_seams, plan.make(snapshot, pages, limits)
-                report.closed += found - folded.closed - made.all_seams  # the kernel may have merged more in passing
-                part = made.candidates
                 if options.max_pause is not None:
-                    part, more = self._pace.share(part, max(options.max_pause, spent))
-                folded = self._run(puppet, snapshot, part, retry=True)
-            self._pace.learn(time.monotonic() - began)
-            if options.verify and _digest(self.pid, pages, candidates, puppet.rseq) != before:
+                    more = True  # a closer look takes time: it is planned before the next slice
+                else:
+                    snapshot = self._source.take()
+                    found, made = report.seams, plan.make(snapshot, pages, limits)
+                    # The kernel may have merged more in passing.
+                    report.closed += found - folded.closed - made.all_seams
+                    report.left = made.left
+                    folded = self._run(puppet, snapshot, made.candidates, retry=True)
+            if self._digest(pages, candidates, puppet) != before:
                 raise HalfDone("the contents differ after the weld, which must never happen: please report it")
+            self._pace.learn(time.monotonic() - began)
         self._failed.update(folded.failed)
         report.copied += sum(candidate.shared for candidate in candidates) if options.unshare else 0
-        report.left = [*made.left, *folded.left()]
-        # What the process itself opens meanwhile is not to be chased for ever.
-        return more and report.closed <= 2 * report.seams + 16
+        report.left = [*report.left, *folded.left()]
+        return more and self._goes_on(folded.closed + folded.pages)
+
+    def _choose(
+        self, still: Standstill, snapshot: Snapshot, pages: Pagemap, limits: plan.Limits, first: bool
+    ) -> tuple[Sequence[plan.Candidate], bool]:
+        """(what to weld in this standstill, whether something is left over).
+
+        What was planned while the process ran is good if nothing has changed since. Pages may have come even so, which
+        matters only where they are counted on: a VMA that had no anon_vma has none still, or the snapshot would
+        differ; but what is mlocked may have got a hole.
+        """
+        assert self._prepared is not None
+        prepared, made = self._prepared
+        anew = bool(prepared is not snapshot or limits.unshare or limits.avoid or limits.zero_stays)
+        if self.options.max_pause is None:
+            if anew or _locked(made.candidates):
+                made = plan.make(snapshot, pages, limits, quick=self._quick)
+            if first:
+                self._begin(snapshot, made)
+            self.report.left = made.left
+            return made.candidates, False
+        # A slice works at least as long as it took to prepare it, or the whole would take for ever.
+        spent = time.monotonic() - still.began
+        budget = max(self.options.max_pause - spent, spent)
+        self.report.left = made.left
+        chosen, more = self._pace.share(made.candidates, budget)
+        if chosen and (anew or _locked(chosen)):
+            part = limits._replace(
+                low=max(limits.low, chosen[0].rows[0].start), high=min(limits.high, chosen[-1].rows[-1].end)
+            )
+            made = plan.make(snapshot.between(part.low, part.high), pages, part, quick=self._quick)
+            chosen, cut = self._pace.share(made.candidates, budget)
+            more = more or cut
+        return chosen, more
+
+    def _goes_on(self, done: int) -> bool:
+        """Whether another slice is worth it: what the process itself opens meanwhile is not to be chased for ever."""
+        self._idle = 0 if done else self._idle + 1
+        return self._idle < _MOST_IDLE and self.report.closed <= 2 * self.report.seams + 16
+
+    def _digest(self, pages: Pagemap, candidates: Sequence[plan.Candidate], puppet: Puppet) -> bytes:
+        if not self.options.verify:
+            return b""
+        return contents.digest(self.pid, pages, candidates, self.options.low, puppet.rseq)
 
     def _run(self, puppet: Puppet, snapshot: Snapshot, candidates: Sequence[plan.Candidate], *, retry: bool) -> Folded:
         def run(program: Program) -> tuple[tuple[str, int], list[Outcome]]:
@@ -275,63 +348,14 @@ class _Weld:
         return folded
 
 
+def _locked(candidates: Sequence[plan.Candidate]) -> bool:
+    return any(candidate.rows[0].flags & abi.VM_LOCKED_MASK for candidate in candidates)
+
+
 def _count(pid: int) -> int:
     """VMAs of `pid`."""
     lines = procfs.read_file(pid, "maps")
     return lines.count(b"\n") - lines.count(b" [vsyscall]\n")
-
-
-def _digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate], rseq: Rseq | None) -> bytes:
-    """A hash of all pages of `candidates` that hold more than zeroes, and of where they lie.
-
-    Holes, zero pages and pages full of zeroes are one and the same here: when the kernel has to split a huge page, it
-    gives those of its pages that hold only zeroes back (6.12). Left out is what the kernel itself writes whenever the
-    thread that does the work comes to another processor: its ``struct rseq``.
-    """
-    found = hashlib.blake2b()
-    kernels = range(rseq.area, rseq.area + rseq.size) if rseq is not None else range(0)
-    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for candidate in candidates:
-            for start, end, kind in pages.runs(candidate.rows[0].start, candidate.rows[-1].end):
-                if kind & pagemap.ZERO:
-                    continue
-                for chunk in range(start, end, _CHUNK):
-                    data = bytearray(_read(fd, min(_CHUNK, end - chunk), chunk))
-                    low, high = max(kernels.start, chunk), min(kernels.stop, chunk + len(data))
-                    if low < high:
-                        data[low - chunk : high - chunk] = bytes(high - low)
-                    _add_pages(found, chunk, memoryview(data))
-    finally:
-        os.close(fd)
-    return found.digest()
-
-
-def _read(fd: int, length: int, address: int) -> bytes:
-    data = b""
-    while len(data) < length:
-        at = address + len(data)
-        try:
-            piece = os.pread(fd, length - len(data), at)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            raise Refused(
-                f"--verify cannot read the memory at {at:x}, which has no read access: this kernel does not let even "
-                "a tracer (proc_mem.force_override, Linux 6.12): weld without --verify, or leave it out with --range"
-            ) from None
-        if not piece:  # the process has been killed
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        data += piece
-    return data
-
-
-def _add_pages(found: hashlib.blake2b, address: int, data: memoryview) -> None:
-    for at in range(0, len(data), abi.PAGE_SIZE):
-        page = data[at : at + abi.PAGE_SIZE]
-        if page != _ZEROES:
-            found.update(b"%d;" % (address + at))
-            found.update(page)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ class Report:
     warnings: what is no longer as it was before, a line each; empty unless something quite unlikely happened.
     work: seconds that the batches took, where the memory is.
     pauses: seconds for which the threads were stopped, one a slice; empty for a weld of the own process.
+    max_pause: seconds that was asked for as the longest of them; None where it was not.
     """
 
     pid: int
@@ -36,6 +37,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     work: float = 0.0
     pauses: list[float] = field(default_factory=list)
+    max_pause: float | None = None
 
     def add(self, folded: Folded) -> None:
         """Count in what `folded` did."""
@@ -43,6 +45,11 @@ class Report:
         self.pages += folded.pages
         self.work += folded.work
         self.warnings += folded.warnings
+
+    @property
+    def pauses_over(self) -> int:
+        """How many standstills took longer than was asked for."""
+        return 0 if self.max_pause is None else sum(pause > self.max_pause for pause in self.pauses)
 
     def as_json(self) -> dict[str, object]:
         """The keys of ``vmaweld weld --json``; stable."""
@@ -56,6 +63,8 @@ class Report:
             "warnings": self.warnings,
             "work_ms": round(self.work * 1e3, 3),
             "pauses_ms": [round(pause * 1e3, 3) for pause in self.pauses],
+            "max_pause_ms": None if self.max_pause is None else round(self.max_pause * 1e3, 3),
+            "pauses_over": self.pauses_over,
             "left": left_as_json(self.left),
         }
 

@@ -1,7 +1,8 @@
 """What a welder left behind in a process when it was killed, and putting that in order.
 
-There is little to find: a batch that has begun ends by itself. What stays is the mapping of code and journal, or its
-descriptor; and, where lack of memory stopped even the calls that put things back, a group that is half done.
+There is little to find: a batch that has begun ends by itself. What stays is the mapping of code and journal, its
+descriptor or the trampoline; and, where lack of memory stopped even the calls that put things back, a group that is
+half done.
 """
 
 import os
@@ -12,37 +13,50 @@ from typing import Final
 from vmaweld.kernel import ptrace, syscalls
 from vmaweld.snapshot import Row
 from vmaweld.welding import machine_code as mc
+from vmaweld.welding import trampoline, workshop
 from vmaweld.welding.errors import HalfDone
-from vmaweld.welding.local import NAME
+from vmaweld.welding.names import WORKSHOP
 from vmaweld.welding.puppet import Puppet
 from vmaweld.welding.standstill import Standstill
+from vmaweld.welding.workshop import Found
 
-FILE: Final = f"/memfd:{NAME}"
 _PATIENCE: Final = 60.0
 _NR_CLOSE: Final = 3
 
 
-def mapped(rows: Sequence[Row]) -> list[Row]:
-    """The rows that map code or journal, in order; [] where nothing was left."""
-    return [row for row in rows if row.file.startswith(FILE)]
+def mapped(pid: int, rows: Sequence[Row]) -> list[Found]:
+    """The workshops that are mapped in `pid`, in order; [] where nothing was left."""
+    return workshop.found(pid, rows, WORKSHOP)
 
 
 def descriptors(pid: int) -> list[int]:
-    """Descriptors of `pid` that refer to it."""
+    """Descriptors of `pid` that refer to a workshop, or to one that was not filled yet."""
     found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
+        link = f"/proc/{pid}/fd/{name}"
         try:
-            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if os.readlink(link).startswith(f"/memfd:{WORKSHOP}") and _is_workshop(link):
+                found.append(int(name))
         except OSError:
             continue
-        if target.startswith(FILE):
-            found.append(int(name))
     return found
 
 
-def let_finish(still: Standstill, found: Sequence[Row]) -> None:
-    """Let a thread that is still at work on a batch go on until it has gone back, the others standing still."""
-    areas = [(row.start, row.end) for row in found]
+def _is_workshop(path: str) -> bool:
+    """A name proves nothing, so the journal must be there."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.fstat(fd).st_size == 0 or os.pread(fd, len(mc.MARK), mc.HEADER_AT) == mc.MARK
+    finally:
+        os.close(fd)
+
+
+def let_finish(still: Standstill, rows: Sequence[Row]) -> None:
+    """Let a thread that is still at work for a dead welder go on until it has gone back, the others standing still."""
+    areas = [(area.start, area.end) for area in mapped(still.pid, rows)]
+    gap = trampoline.gap(still.pid, rows)
+    if gap.left:
+        areas.append((gap.address, gap.address + trampoline.SIZE))
     for tid in still.threads:
         end = time.monotonic() + _PATIENCE
         pause = 1e-3
@@ -57,18 +71,16 @@ def let_finish(still: Standstill, found: Sequence[Row]) -> None:
                 ptrace.proceed(tid, event.signal)
 
 
-def clear(puppet: Puppet, found: Sequence[Row]) -> str:
+def clear(puppet: Puppet, found: Sequence[Found]) -> str:
     """Finish what is half done and unmap the rest; what was done, as a line, "" for nothing."""
     done = []
-    for row in found:
-        if row.pgoff == 0 and syscalls.read_memory(puppet.pid, row.start, len(mc.CODE)) == mc.CODE:
-            header = row.start + mc.CODE_SIZE
-            stuck = _word(puppet.pid, header, "STUCK")
-            if stuck:
-                _finish(puppet, row.start, header, stuck)
-                done.append("finished a half-done weld")
-    for row in found:
-        puppet.call(syscalls.NR_MUNMAP, row.start, row.end - row.start)
+    for area in found:
+        stuck = _word(puppet.pid, area.header, "STUCK")
+        if stuck and syscalls.read_memory(puppet.pid, area.start, len(mc.MACHINE)) == mc.MACHINE:
+            _finish(puppet, area, stuck)
+            done.append("finished a half-done weld")
+    for area in found:
+        puppet.call(syscalls.NR_MUNMAP, area.start, area.end - area.start)
     left = descriptors(puppet.pid)
     for fd in left:
         puppet.call(_NR_CLOSE, fd)
@@ -81,15 +93,16 @@ def _word(pid: int, header: int, field: str) -> int:
     return int.from_bytes(syscalls.read_memory(pid, header + mc.HEADER[field], 8), "little")
 
 
-def _finish(puppet: Puppet, code: int, header: int, stuck: int) -> None:
+def _finish(puppet: Puppet, area: Found, stuck: int) -> None:
     """Go on with the batch at the entry that failed; what it has already done is in the journal."""
-    fresh = bytearray(puppet.header(stuck))
+    fresh = bytearray(mc.header(stuck))
     for field in ("V", "W", "FD"):
         at = mc.HEADER[field]
-        fresh[at : at + 8] = _word(puppet.pid, header, field).to_bytes(8, "little")
-    syscalls.write_memory(puppet.pid, header, bytes(fresh))
-    puppet.run(code, header, _Peek(puppet.pid, header))
-    if _word(puppet.pid, header, "STUCK"):
+        fresh[at : at + 8] = _word(puppet.pid, area.header, field).to_bytes(8, "little")
+    syscalls.write_memory(puppet.pid, area.header, bytes(fresh))
+    syscalls.write_memory(puppet.pid, area.start + mc.SAVED_AT, puppet.saved())
+    puppet.run(area.start, area.header, _Peek(puppet.pid, area.header))
+    if _word(puppet.pid, area.header, "STUCK"):
         raise HalfDone("the half-done weld cannot be finished: the kernel still refuses (no memory?)")
 
 
@@ -100,7 +113,9 @@ class _Peek:
         self._pid, self._at = pid, header + mc.HEADER["STATE"]
 
     def read(self) -> int:
+        """Its value now."""
         return int.from_bytes(syscalls.read_memory(self._pid, self._at, 4), "little")
 
     def sleep(self) -> None:
+        """For a moment."""
         time.sleep(1e-3)

@@ -99,6 +99,8 @@ def check_other(pid: int) -> None:
     found = procfs.status(pid)
     if found.kernel_thread:
         raise Refused(f"process {pid} ({found.name}) is a kernel thread: it has no memory of its own")
+    if not found.memory:
+        raise procfs.why_empty(pid)
     for line in procfs.read_file(pid, "status").splitlines():
         if line.startswith(b"x86_Thread_features:") and b"shstk" in line:
             raise Refused(f"process {pid} runs with a shadow stack: a weld cannot borrow its threads")

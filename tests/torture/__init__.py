@@ -1,0 +1,1 @@
+"""The standing test: real programs check their data while they are welded and welders killed."""
