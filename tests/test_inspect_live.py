@@ -92,7 +92,7 @@ def test_the_seams_we_made_are_open_and_told_with_their_reasons() -> None:
         for address in moved:
             assert by_address[address].seam.reasons == ("page-offset", "anon-vma")
             assert (by_address[address].populated, by_address[address].shared) == (2, 0)
-            assert by_address[address].obstacles == ()
+            assert by_address[address].obstacle == ""
         assert by_address[apart].seam.reasons == ("anon-vma",)
         assert report.after_welding <= report.vmas - len(target.seams)
         check_against_brute_force(target.pid)
@@ -103,7 +103,7 @@ def test_pages_shared_with_a_child_stand_in_the_way() -> None:
     with Target("forked") as target:
         report = inspect_process(target.pid)
         made = [one for one in report.open if one.seam.address in target.seams]
-        assert [one.obstacles for one in made] == [("shared-pages",)] * 3
+        assert [one.obstacle for one in made] == ["shared-pages"] * 3
         assert [one.shared for one in made] == [2] * 3
         assert report.obstacle_counts()["shared-pages"] >= 3
 

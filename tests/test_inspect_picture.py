@@ -33,7 +33,7 @@ EVIL = "</script><script>document.title='owned'</script>\n\udcff&"
 def report_of(rows: list[Row]) -> Report:
     snapshot = Snapshot(4711, rows, source="bpf", flags_exact=True, hidden=True)
     pages = {row.start: Pages(row.pages, 0) for row in rows}
-    return Report(snapshot, seams(snapshot), "pro<b>gram", 0, 65530, pages)
+    return Report(snapshot, seams(snapshot), "pro<b>gram", 0, 65530, pages, {})
 
 
 def row(page: int, pages: int, **fields: Any) -> Row:

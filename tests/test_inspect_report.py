@@ -14,13 +14,16 @@ from vmaweld.inspect.as_json import maps_data, report_data
 from vmaweld.inspect.html import picture_data
 from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import CLASSES, MEANINGS, class_of
-from vmaweld.inspect.obstacles import OBSTACLES, PREVENTS, obstacles
+from vmaweld.inspect.obstacles import obstacles
 from vmaweld.inspect.report import Pages, Report
 from vmaweld.inspect.svg import strip
 from vmaweld.inspect.text import map_lines, print_report
 from vmaweld.inspect.words import percent_text, size_text
-from vmaweld.seams import OPEN_MASK, REASON_NAMES, REASONS, seam_between, seams
+from vmaweld.kernel import pagemap
+from vmaweld.seams import OPEN_MASK, REASON_NAMES, REASONS, runs_of_open_seams, seams
 from vmaweld.snapshot import Row, Snapshot
+from vmaweld.welding import support
+from vmaweld.welding.plan import OBSTACLES
 from vmaweld.words import printable
 
 RW = abi.VM_READ | abi.VM_WRITE | abi.VM_MAYREAD | abi.VM_MAYWRITE | abi.VM_MAYEXEC
@@ -36,7 +39,8 @@ def row(page: int, pages: int = 4, flags: int = RW, **fields: Any) -> Row:
 def report_of(rows: list[Row], pages: dict[int, Pages] | None = None, *, hidden: bool = True) -> Report:
     source = "bpf" if hidden else "procfs"
     snapshot = Snapshot(7, rows, source=source, flags_exact=hidden, hidden=hidden)
-    return Report(snapshot, seams(snapshot), "name", 0, 100, pages or {})
+    found = seams(snapshot)
+    return Report(snapshot, found, "name", 0, 100, pages or {}, obstacles(snapshot, runs_of_open_seams(found), None))
 
 
 @pytest.mark.parametrize(
@@ -63,32 +67,58 @@ def test_kinds(flags: int, fields: dict[str, Any], kind: str) -> None:
     assert kind in KINDS
 
 
+OWN = pagemap.PRESENT | pagemap.EXCLUSIVE
+
+
 @pytest.mark.parametrize(
-    ("flags", "fields", "shared", "expected"),
+    ("flags", "fields", "pages", "expected"),
     [
-        (RW, {}, 0, ()),
-        (RW, {"name": "[heap]"}, 0, ()),
-        (RW, {}, 3, ("shared-pages",)),
-        (RW, {"file": "/lib/x.so"}, 0, ("file",)),
-        (RW | abi.VM_MAYSHARE, {"file": "/dev/zero (deleted)"}, 0, ("shared-memory",)),
-        (RW, {"name": "[stack]"}, 0, ("stack",)),
-        (RW | abi.VM_GROWSDOWN, {}, 0, ("stack",)),
-        (RW | abi.VM_UFFD_MISSING, {}, 0, ("userfaultfd",)),
-        (RW | abi.VM_SEALED, {}, 0, ("sealed",)),
-        (RW | abi.VM_SHADOW_STACK, {}, 0, ("shadow-stack",)),
-        (RW | abi.VM_DROPPABLE, {}, 0, ("droppable",)),
-        (RW & ~abi.VM_WRITE, {}, 0, ("read-only",)),
-        (RW | abi.VM_LOCKED, {}, 0, ("locked",)),
-        (RW | abi.VM_MERGEABLE, {}, 0, ("ksm",)),
-        (RW & ~abi.VM_WRITE | abi.VM_LOCKED, {}, 2, ("shared-pages", "read-only", "locked")),
+        (RW, {}, OWN, ""),
+        (RW, {}, pagemap.SWAPPED, ""),
+        (RW, {"name": "[heap]"}, OWN, ""),
+        (RW, {}, pagemap.PRESENT, "shared-pages"),
+        (RW, {}, pagemap.PRESENT | pagemap.ZERO, "zeroes"),
+        (RW, {"file": "/lib/x.so"}, OWN, "file"),
+        (RW | abi.VM_MAYSHARE, {"file": "/dev/zero (deleted)"}, OWN, "shared-memory"),
+        (RW | abi.VM_HUGETLB, {}, OWN, "hugetlb"),
+        (RW, {"name": "[stack]"}, OWN, "stack"),
+        (RW | abi.VM_GROWSDOWN, {}, OWN, "stack"),
+        (RW | abi.VM_UFFD_MISSING, {}, OWN, "userfaultfd"),
+        (RW | abi.VM_SEALED, {}, OWN, "sealed"),
+        (RW | abi.VM_SHADOW_STACK, {}, OWN, "shadow-stack"),
+        (RW | abi.VM_DROPPABLE, {}, OWN, "droppable"),
+        (RW & ~abi.VM_WRITE, {}, OWN, "never-writable"),
+        (RW & ~abi.VM_WRITE | abi.VM_ACCOUNT, {}, OWN, ""),
+        (RW | abi.VM_LOCKED, {}, OWN, ""),
+        (RW | abi.VM_LOCKED, {}, 0, "locked-holes"),
+        (RW | abi.VM_LOCKED | abi.VM_LOCKONFAULT, {}, 0, ""),
+        (RW | abi.VM_MERGEABLE, {}, OWN, "ksm"),
+        (RW & ~abi.VM_WRITE | abi.VM_LOCKED, {}, pagemap.PRESENT, "never-writable"),
     ],
 )
-def test_obstacles(flags: int, fields: dict[str, Any], shared: int, expected: tuple[str, ...]) -> None:
-    left, right = row(16, flags=flags, **fields), row(20, flags=flags, **fields)
-    found = obstacles(seam_between(0, left, right, True, True), shared)
-    assert found == expected
-    assert set(found) <= OBSTACLES.keys()
-    assert OBSTACLES.keys() >= PREVENTS
+@pytest.mark.parametrize("relock", ["", "locked-swap"])
+def test_obstacles(
+    flags: int, fields: dict[str, Any], pages: int, expected: str, relock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the weld's own: what it asks of machine and process is asked here too."""
+    monkeypatch.setattr(support, "relock_reason", lambda _pid: OBSTACLES.get(relock, ""))
+    monkeypatch.setattr(support, "zero_stays", lambda: True)
+    if flags & abi.VM_LOCKED_MASK and relock and expected != "never-writable":
+        expected = relock
+    rows = [row(16, flags=flags, **fields), row(20, flags=flags, **fields, pgoff=7)]
+    if "file" in fields:
+        rows[1].pgoff, rows[1].anon_vma, rows[0].anon_vma = 20, 1, 2
+    snapshot = Snapshot(7, rows, source="bpf", flags_exact=True, hidden=True)
+    runs = runs_of_open_seams(seams(snapshot))
+
+    def look(start: int, end: int) -> list[pagemap.Run]:
+        return [pagemap.Run(start, end, pages)] if pages else []
+
+    assert obstacles(snapshot, runs, look) == ({20 * 4096: expected} if expected else {})
+    # Where pages cannot be read, none stands in the way as far as is known.
+    held = ("shared-pages", "zeroes", "locked-holes")
+    blind = expected if expected not in held else ""
+    assert obstacles(snapshot, runs, None) == ({20 * 4096: blind} if blind else {})
 
 
 def test_what_welding_would_leave() -> None:
@@ -101,13 +131,13 @@ def test_what_welding_would_leave() -> None:
             row(40, flags=RW | abi.VM_GROWSDOWN, anon_vma=4, chain=1),
             row(44, flags=RW | abi.VM_GROWSDOWN, anon_vma=5, chain=1),  # open, but stack
             row(48, flags=locked),  # shut
-            row(52, flags=locked, pgoff=7),  # open, locked: a step more
+            row(52, flags=locked, pgoff=7),  # open; locked again after the weld
         ],
         {page * 4096: Pages(page, 0) for page in (16, 20, 24, 40, 44, 48, 52)},
     )
     assert (report.vmas, len(report.seams), len(report.open), len(report.runs)) == (7, 5, 4, 3)
     assert (report.weldable, report.after_welding) == (3, 4)
-    assert report.obstacle_counts() == {"stack": 1, "locked": 1}
+    assert report.obstacle_counts() == {"stack": 1}
     assert [one.populated for one in report.open] == [36, 44, 84, 100]
     assert sum(total.vmas for total in report.kinds.values()) == 7
     assert list(report.reasons) == list(REASONS)

@@ -55,6 +55,57 @@ for target in targets:
 """
 
 
+ODD_MEMORY = """
+import ctypes, json, mmap, os, subprocess, sys
+from pathlib import Path
+from tests.weld_target import content, fragments
+from vmaweld.kernel import snapshots, syscalls
+PAGE, SIZE = 4096, 16 * 4096
+def weld(start):
+    command = [sys.executable, "-m", "vmaweld", "weld", str(os.getpid()), "--yes", "--verify", "--json",
+        "--range", f"{start:x}-{start + SIZE:x}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    told = json.loads(done.stdout) if done.stdout else {"seams": {"closed": done.stderr.strip()}, "left": []}
+    return told["seams"]["closed"], *{left["reason"] for left in told["left"]}
+def flags(start):
+    return {row.flags for row in snapshots.take(os.getpid()).rows if row.start < start + SIZE and row.end > start}
+def intact(start, seed):
+    return all(ctypes.c_uint64.from_address(start + (4 * piece + page) * PAGE + 8).value == content(seed, piece, page)
+        for piece in range(4) for page in range(4))
+
+key = syscalls.check(syscalls.raw(330, 0, 0), "pkey_alloc")
+start = fragments(4, 4, seed=1)
+syscalls.pkey_mprotect(start, SIZE, 3, key)
+before = flags(start)
+print("key", key, weld(start), flags(start) == before, intact(start, 1))
+start = fragments(4, 4, seed=2)
+syscalls.mprotect(start, SIZE, 4)  # execute only: the kernel takes a key for that
+before = flags(start)
+print("execute only", weld(start), flags(start) == before)
+syscalls.mprotect(start, SIZE, 3)
+print(intact(start, 2))
+
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith(name + ":"))
+import vmaweld
+big, size = fragments(2, 3072, seed=3), 3072 * PAGE
+vmaweld.weld(big, PAGE)  # all that it imports is there
+Path("/proc/sys/vm/overcommit_kbytes").write_text(str(kilobytes("Committed_AS") + 524288))
+Path("/proc/sys/vm/overcommit_memory").write_text("2")
+free = kilobytes("CommitLimit") - kilobytes("Committed_AS")
+hold = mmap.mmap(-1, (free - 32768) << 10, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+try:
+    vmaweld.weld(big, 2 * size)
+except vmaweld.welding.Refused as error:
+    print(error)
+hold.close()
+report = vmaweld.weld(big, 2 * size)
+print(report.closed, *{left.reason for left in report.left})
+print(all(ctypes.c_uint64.from_address(big + piece * size + page * PAGE + 8).value == content(3, piece, page)
+    for piece in range(2) for page in range(3072)))
+"""
+
+
 def in_guest(version: str, *command: str, options: str = "") -> Finished:
     """Run `python COMMAND` there, from the project's directory."""
     require_guest(version)
@@ -104,3 +155,13 @@ def test_yama_forbids_it() -> None:
         "kernel.yama.ptrace_scope is 3, which forbids it to everyone until the next boot",
     ], done
     assert [head.split()[0] for head, _, _ in told] == ["NotPermitted", "NotPermitted", "3", "NotPermitted"]
+
+
+@pytest.mark.live
+def test_protection_keys_and_strict_overcommit() -> None:
+    """QEMU's processor has protection keys; how memory may be overcommitted is the whole machine's affair."""
+    done = in_guest("6.12", "-c", ODD_MEMORY)
+    key, execute_only, intact, refused, *rest = done.stdout.splitlines()
+    assert (key, execute_only, intact) == ("key 1 (3,) True True", "execute only (3,) True", "True"), done
+    assert "KiB are left of the commit limit (vm.overcommit_memory is 2)" in refused
+    assert rest == ["1", "True"], done

@@ -1,19 +1,23 @@
 """The batch machine's code: its bytes are what its listing says, and they do what they should."""
 
+import ast
 import ctypes
 import os
 import re
 import shutil
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from conftest import require
-from weld_support import require_own
+from weld_support import TIMEOUT, require_own
 
 from vmaweld.kernel import syscalls
 from vmaweld.welding import local, seccomp, trampoline, way_back
 from vmaweld.welding import machine_code as mc
-from vmaweld.welding.program import Program
+from vmaweld.welding.program import A_GROUP, Group, Program
 
 
 def _assemble(listing: str, offsets: dict[str, int], symbols: str, folder: Path) -> bytes:
@@ -111,17 +115,110 @@ def _filter(*instructions: tuple[int, int, int, int]) -> list[tuple[int, int, in
     return list(instructions)
 
 
+@pytest.mark.parametrize("prot", [1, 3, 5])
+@pytest.mark.parametrize("locked", [-1, 0, 1])
+@pytest.mark.parametrize("hole", [(0, 0), (0, 4096)])
+def test_a_group_takes_no_more_entries_than_are_reckoned_with(prot: int, locked: int, hole: tuple[int, int]) -> None:
+    work = Program()
+    before = len(work.steps)
+    hole = hole[0] + 4096 * bool(hole[1]), hole[1]
+    work.weld(Group(4096, [(8192, 12288)], 1 << 30, prot, locked, [(8192, 12288)], hole))
+    work.finish()
+    assert len(work.steps) <= A_GROUP + 1 + 1 + before
+
+
+def _forbidden(*filters: list[tuple[int, int, int, int]]) -> str:
+    return seccomp.Filters([b"".join(struct.pack("<HBBI", *one) for one in code) for code in filters]).forbids_weld()
+
+
 def test_seccomp_filters_are_worked_through() -> None:
     allow, kill, errno = 0x7FFF_0000, 0, 0x0005_0001
     forbids = _filter((0x20, 0, 0, 0), (0x15, 0, 1, syscalls.NR_USERFAULTFD), (0x06, 0, 0, errno), (0x06, 0, 0, allow))
     allows = _filter((0x06, 0, 0, allow))
-    assert seccomp.forbidden([allows]) == ""
-    assert seccomp.forbidden([allows, forbids]) == "userfaultfd"
+    assert _forbidden(allows) == ""
+    assert _forbidden(allows, forbids) == "userfaultfd"
     # Only mappings that are executable: looks at the third argument's lower half.
     no_exec = _filter(
         *((0x20, 0, 0, 0), (0x15, 0, 3, syscalls.NR_MMAP), (0x20, 0, 0, 32), (0x45, 0, 1, 4)),
         *((0x06, 0, 0, kill), (0x06, 0, 0, allow)),
     )
-    assert seccomp.forbidden([no_exec]) == "mmap"
+    assert _forbidden(no_exec) == "mmap"
     assert seccomp.evaluate(_filter((0x00, 0, 0, 40), (0x14, 0, 0, 50), (0x16, 0, 0, 0)), bytes(64)) == (1 << 32) - 10
     assert seccomp.evaluate(_filter((0x00, 0, 0, 6), (0x02, 0, 0, 3), (0x61, 0, 0, 3), (0x2C, 0, 0, 0)), bytes(64)) == 0
+
+
+@pytest.mark.parametrize("action", [0x8000, 0, 0x0003, 0x0005, 0x7FC0, 0x7FF0, 0x7FFC, 0x7FFF, 0x1234])
+def test_only_what_a_filter_allows_passes(action: int) -> None:
+    """Kill, trap, errno, a notified supervisor, a tracer, what no kernel knows yet: none of it passes."""
+    passes = action in (0x7FFC, 0x7FFF)  # SECCOMP_RET_LOG, SECCOMP_RET_ALLOW
+    assert _forbidden(_filter((0x06, 0, 0, action << 16))) == ("" if passes else "memfd_create")
+
+
+EVERY_WAY = """
+from tests.weld_random import Failing
+from tests.weld_target import fragments
+from vmaweld import abi
+from vmaweld.kernel import syscalls
+from vmaweld.welding import local
+from vmaweld.welding.program import Group
+
+class Fails(Failing):
+    which = 0
+    twice = False
+
+    def finish(self):
+        super().finish()
+        if self.twice:  # the second try of a call fails too
+            for at, step in enumerate(self.steps):
+                if step == self.failed_step:
+                    self.fail(at)
+
+spare, size = 1 << 36, 4 * abi.PAGE_SIZE
+for Fails.twice in (False, True):
+    for Fails.which in range(40):
+        at = fragments(4, 4)
+        syscalls.mprotect(at, 4 * size, abi.PROT_READ)
+        work, spare = Fails(), spare + (1 << 24)  # what a way back that fails leaves half done stays there
+        work.weld(Group(at, [(at + size, at + 2 * size), (at + 2 * size, at + 4 * size)], spare, abi.PROT_READ, 0,
+            [(at + size, at + 2 * size)], (0, 0)))
+        work.finish()
+        told = {(number, *(value & (1 << 64) - 1 for value in given)) for number, given in work.calls()}
+        syscalls.raw(121, 1 << 40)
+        local.run(work)
+        syscalls.raw(121, 2 << 40)
+        print(told)
+"""
+
+
+def test_the_calls_told_are_those_made(tmp_path: Path) -> None:
+    """strace sees what programs do whose calls fail one after the other: they make no call that was not told."""
+    require_own()
+    require(shutil.which("strace") is not None, "strace is needed")
+    trace = tmp_path / "trace"
+    command = ["strace", "-qq", "-o", str(trace), "-e", "raw=all", sys.executable, "-c", EVERY_WAY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    runs = re.findall(
+        r"^getpgid\(0x10000000000\).*?(^userfaultfd.*?)^getpgid\(0x20000000000\)", trace.read_text(), re.M | re.S
+    )
+    numbers = {name: number for number, name in seccomp.NAMES.items()}
+    names = set()
+    for given, run in zip(told, runs, strict=True):
+        for name, words in re.findall(r"^(\w+)\((.*?)\) += ", run[: run.rindex("\nclose(")], re.M):
+            call = [int(word, 16) for word in words.split(", ") if word]
+            if name == "close" or name.startswith("syscall_"):
+                continue  # any descriptor; a call made to fail
+            if name == "ioctl":
+                call = [3, call[1]]
+            assert any(one[: len(call) + 1] == (numbers[name], *call) for one in given), (name, words)
+            names.add(name)
+    assert len(runs) == 80
+    assert names == {"userfaultfd", "ioctl", "mmap", "munmap", "mprotect", "madvise", "mremap", "munlock", "mlock2"}
+
+
+def test_the_machines_own_calls_are_told() -> None:
+    """A number loaded right before `syscall`, wherever it stands in the listing."""
+    numbers = re.findall(r"mov eax, (\d+)(?:(?!mov eax)[^~])*?\bsyscall", mc.LISTING)
+    assert {int(number) for number in numbers} - {16} <= {number for number, _ in seccomp.OUTSIDE}
+    assert len(numbers) >= 5

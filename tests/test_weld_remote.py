@@ -528,6 +528,8 @@ def test_a_32_bit_process(tmp_path: Path) -> None:
     require(built.returncode == 0, "gcc -m32 is needed")
     with subprocess.Popen([str(tmp_path / "a")]) as process:
         try:
+            while not any(Path(f"/proc/{process.pid}/auxv").read_bytes()):  # in the middle of exec
+                time.sleep(0.01)
             with pytest.raises(Refused, match="32-bit"):
                 remote.weld(process.pid)
             assert process.poll() is None

@@ -278,13 +278,13 @@ def test_a_process_that_was_stopped_is_continued_meanwhile(tmp_path: Path) -> No
 
             with Standstill(target.pid) as still:
                 puppet = Puppet(still, snapshots.take(target.pid).rows)
-                shop = Between()
-                try:
-                    shop.set_up(puppet)
-                    shop.run(puppet, a_batch(2000))
-                finally:
-                    shop.take_down(puppet)
-                    puppet.restore()
+                with Between() as shop:
+                    try:
+                        shop.set_up(puppet)
+                        shop.run(puppet, a_batch(2000))
+                    finally:
+                        shop.take_down(puppet)
+                        puppet.restore()
             if numbers[-1:] == (signal.SIGCONT,):
                 target.goes_on()
             else:
@@ -294,7 +294,7 @@ def test_a_process_that_was_stopped_is_continued_meanwhile(tmp_path: Path) -> No
 
 
 def test_a_sleep_is_not_cut_short_where_the_tracer_is_killed(tmp_path: Path) -> None:
-    """The thread makes a single call for it, and returns by the signal frame."""
+    """The thread makes a single call for it, and goes back by the trampoline."""
     require_other()
     require(shutil.which("gcc") is not None, "gcc is needed")
     calls = {

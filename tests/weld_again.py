@@ -35,13 +35,13 @@ def a_batch(micros: int) -> Program:
 def stand_still(pid: int, micros: int) -> None:
     with Standstill(pid) as still:
         puppet = Puppet(still, procfs.read_maps(pid).rows)
-        shop = Workshop()
-        try:
-            shop.set_up(puppet)
-            shop.run(puppet, a_batch(micros))
-        finally:
-            shop.take_down(puppet)
-            puppet.restore()
+        with Workshop() as shop:
+            try:
+                shop.set_up(puppet)
+                shop.run(puppet, a_batch(micros))
+            finally:
+                shop.take_down(puppet)
+                puppet.restore()
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def _open_seam(one: OpenSeam) -> dict[str, object]:
         "exact": seam.exact,
         "left": _side(seam.left, one.left_pages),
         "right": _side(seam.right, one.right_pages),
-        "obstacles": list(one.obstacles),
+        "obstacles": [one.obstacle] if one.obstacle else [],
         "weldable": one.weldable,
     }
 

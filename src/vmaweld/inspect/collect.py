@@ -1,15 +1,19 @@
 """Reading one live process into a report."""
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from vmaweld.abi import PAGE_SHIFT
+from vmaweld.inspect.obstacles import obstacles
 from vmaweld.inspect.report import Pages, Report
-from vmaweld.kernel import pagemap, procfs, snapshots
+from vmaweld.kernel import pagemap, procfs
 from vmaweld.kernel.errors import NotPermitted
-from vmaweld.seams import Run, Seam, runs_of_open_seams, seams
+from vmaweld.seams import Run, runs_of_open_seams, seams
 from vmaweld.snapshot import Row, Snapshot
+from vmaweld.welding import source
+from vmaweld.welding.plan import clip
 
 _NEAR: Final = 16 << 20
 """Runs of open seams nearer to each other than this are looked up in one walk: 60,000 walks would take seconds."""
@@ -26,29 +30,30 @@ def inspect_process(pid: int, *, pages: bool = True) -> Report:
     gc.disable()  # hundreds of thousands of objects are made and none is garbage
     try:
         status = procfs.status(pid)
-        snapshot = snapshots.take(pid)
+        snapshot = source.take(pid)
         found = seams(snapshot)
-        known = _pages(snapshot, found) if pages else {}
-        return Report(snapshot, found, status.name, status.uid, procfs.max_map_count(), known)
+        runs = runs_of_open_seams(found)
+        populated = _populated(snapshot, runs) if pages else None
+        known: dict[int, Pages] = {}
+        if populated is not None:
+            _add(known, [row for run in runs for row in snapshot.rows[run.first : run.last + 1]], populated)
+        barred = obstacles(snapshot, runs, None if populated is None else partial(clip, populated))
+        return Report(snapshot, found, status.name, status.uid, procfs.max_map_count(), known, barred)
     finally:
         if collecting:
             gc.enable()
 
 
-def _pages(snapshot: Snapshot, found: Sequence[Seam]) -> Mapping[int, Pages]:
-    """The pages of every row beside an open seam, by start address; empty where pagemap may not be read."""
-    runs = runs_of_open_seams(found)
-    if not runs:
-        return {}
-    known: dict[int, Pages] = {}
+def _populated(snapshot: Snapshot, runs: Sequence[Run]) -> list[pagemap.Run] | None:
+    """The pages of every row beside an open seam, ascending; None where pagemap may not be read."""
+    found: list[pagemap.Run] = []
     try:
         with pagemap.Pagemap(snapshot.pid) as pages:
             for cluster in _clusters(runs):
-                rows = [row for run in cluster for row in snapshot.rows[run.first : run.last + 1]]
-                _add(known, rows, pages.runs(rows[0].start, rows[-1].end))
+                found += pages.closely(cluster[0].start, cluster[-1].end)
     except NotPermitted:
-        return {}
-    return known
+        return None
+    return found
 
 
 def _clusters(runs: Sequence[Run]) -> list[list[Run]]:
@@ -76,7 +81,7 @@ def _add(known: dict[int, Pages], rows: Sequence[Row], populated: Sequence[pagem
                 count = (min(end, high) - max(start, low)) >> PAGE_SHIFT
                 total += count
                 # Swapped pages move whoever shares them: their offset is rebuilt from the VMA at swap-in.
-                if kind & pagemap.PRESENT and not kind & (pagemap.EXCLUSIVE | pagemap.FILE):
+                if kind & pagemap.MARKED or (kind & pagemap.PRESENT and not kind & (pagemap.EXCLUSIVE | pagemap.FILE)):
                     shared += count
             if end > high:
                 break

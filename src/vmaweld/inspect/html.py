@@ -118,7 +118,7 @@ def picture_data(report: Report) -> dict[str, object]:
             "seam": [positions[one.seam.index] for one in report.open],
             "populated": [one.populated for one in report.open],
             "shared": [one.shared for one in report.open],
-            "obstacles": [text(", ".join(one.obstacles)) for one in report.open],
+            "obstacles": [text(one.obstacle) for one in report.open],
         },
         "strings": text.all,
     }

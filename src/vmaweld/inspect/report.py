@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vmaweld.inspect.kinds import KINDS, kind_of
-from vmaweld.inspect.obstacles import OBSTACLES, obstacles, prevents
 from vmaweld.seams import Run, Seam, mask_counts, open_seams, reason_counts, runs_of_open_seams
 from vmaweld.snapshot import Snapshot
+from vmaweld.welding.plan import OBSTACLES
 
 
 class Pages:
@@ -27,16 +27,16 @@ class OpenSeam:
     """An open seam and what a weld of it would meet.
 
     left_pages, right_pages: None where pagemap could not be read.
-    obstacles: names, in the order of `obstacles.OBSTACLES`.
+    obstacle: the name in `plan.OBSTACLES` of what keeps a weld from it, "" where nothing that can be seen does.
     """
 
-    __slots__ = ("seam", "left_pages", "right_pages", "obstacles")
+    __slots__ = ("seam", "left_pages", "right_pages", "obstacle")
 
-    def __init__(self, seam: Seam, left_pages: Pages | None, right_pages: Pages | None) -> None:
+    def __init__(self, seam: Seam, left_pages: Pages | None, right_pages: Pages | None, obstacle: str) -> None:
         self.seam = seam
         self.left_pages = left_pages
         self.right_pages = right_pages
-        self.obstacles = obstacles(seam, right_pages.shared if right_pages else 0)
+        self.obstacle = obstacle
 
     @property
     def populated(self) -> int | None:
@@ -54,8 +54,8 @@ class OpenSeam:
 
     @property
     def weldable(self) -> bool:
-        """Nothing rules a weld out; it may still cost a step more, or fail for pages that are pinned."""
-        return not prevents(self.obstacles)
+        """A weld would close it, unless its pages are pinned."""
+        return not self.obstacle
 
 
 class KindTotal:
@@ -74,7 +74,7 @@ class Report:
     seams: as `seams.seams` gives them. name: the command's name. uid: its user. limit: vm.max_map_count.
     kinds: every kind that occurs, most VMAs first. reasons: seams by reason, every name present.
     alone: the same, of the seams that have no other reason.
-    runs: the runs of open seams; `after_welding` counts only those that nothing rules out.
+    runs: the runs of open seams. obstacles: as `obstacles.obstacles` gives them.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Report:
         uid: int,
         limit: int,
         pages: Mapping[int, Pages],
+        obstacles: Mapping[int, str],
     ) -> None:
         self.snapshot = snapshot
         self.pid = snapshot.pid
@@ -97,10 +98,11 @@ class Report:
         self.alone: dict[str, int] = reason_counts({mask: n for mask, n in masks.items() if not mask & (mask - 1)})
         self.runs: Sequence[Run] = runs_of_open_seams(self.seams)
         self.open: Sequence[OpenSeam] = [
-            OpenSeam(seam, pages.get(seam.left.start), pages.get(seam.right.start)) for seam in open_seams(self.seams)
+            OpenSeam(seam, pages.get(seam.left.start), pages.get(seam.right.start), obstacles.get(seam.right.start, ""))
+            for seam in open_seams(self.seams)
         ]
         self.pages_known = bool(pages) or not self.open
-        self._obstacles = Counter([one.obstacles for one in self.open])
+        self._obstacles = Counter([one.obstacle for one in self.open])
         # Tens of thousands of VMAs are of a few sorts: ask once for each sort.
         totals = {kind: KindTotal() for kind in KINDS}
         sorts: dict[tuple[int, str, str], KindTotal] = {}
@@ -127,8 +129,8 @@ class Report:
 
     @property
     def weldable(self) -> int:
-        """Open seams that nothing rules out."""
-        return sum(count for names, count in self._obstacles.items() if not prevents(names))
+        """Open seams that a weld would close."""
+        return self._obstacles[""]
 
     @property
     def after_welding(self) -> int:
@@ -137,8 +139,4 @@ class Report:
 
     def obstacle_counts(self) -> dict[str, int]:
         """How many open seams each obstacle stands at; only those that occur, in the order of `OBSTACLES`."""
-        counts = dict.fromkeys(OBSTACLES, 0)
-        for names, count in self._obstacles.items():
-            for name in names:
-                counts[name] += count
-        return {name: count for name, count in counts.items() if count}
+        return {name: self._obstacles[name] for name in OBSTACLES if self._obstacles[name]}

@@ -20,11 +20,11 @@ from vmaweld.abi import (
 from vmaweld.inspect.as_json import Numbering
 from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import MEANINGS
-from vmaweld.inspect.obstacles import OBSTACLES, PREVENTS
 from vmaweld.inspect.report import Report
 from vmaweld.inspect.words import percent_text, reasons_text, size_text
 from vmaweld.seams import NOT_ATTEMPTED, OPEN_MASK, REASON_NAMES, Seam
 from vmaweld.snapshot import Row
+from vmaweld.welding.plan import OBSTACLES
 from vmaweld.words import count_text, printable
 
 OPEN_REASONS = (*[name for bit, name in REASON_NAMES.items() if bit & OPEN_MASK], NOT_ATTEMPTED)
@@ -77,8 +77,7 @@ def print_report(report: Report, console: Console, limit: int) -> None:
         console.print()
         table = _table("in the way of welding", "seams", "", right=(1,))
         for name, count in counts.items():
-            verdict = "" if name in PREVENTS else " (a step more, not the end)"
-            table.add_row(name, f"{count:,}", OBSTACLES[name] + verdict)
+            table.add_row(name, f"{count:,}", OBSTACLES[name])
         console.print(table)
 
 
@@ -130,7 +129,7 @@ def _open_seams(report: Report, limit: int) -> Table:
             _number(one.populated),
             _number(one.shared),
             ", ".join(seam.reasons),
-            ", ".join(one.obstacles) or "nothing",
+            one.obstacle or "nothing",
         )
     return table
 

@@ -113,7 +113,7 @@ class Detail(Screen[None]):
                 size_text(seam.right.size),
                 "?" if one.populated is None else f"{one.populated:,}",
                 ", ".join(seam.reasons),
-                ", ".join(one.obstacles) or "nothing",
+                one.obstacle or "nothing",
             )
         table.move_cursor(row=row)
         table.scroll_y = scroll

@@ -6,13 +6,15 @@ owner of the process and for root; page frame numbers are not used, so no privil
 
 import ctypes
 import errno
+import mmap
 import os
 import re
 import struct
+from array import array
 from fcntl import ioctl
 from typing import Final, NamedTuple
 
-from vmaweld.abi import PAGE_SHIFT, PAGE_SIZE
+from vmaweld.abi import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE
 from vmaweld.kernel.errors import NotPermitted, ProcessGone
 
 PRESENT: Final = 1  # in memory
@@ -21,6 +23,7 @@ FILE: Final = 4  # a page of a file or of shared memory, not anonymous
 EXCLUSIVE: Final = 8  # anonymous and mapped by this process alone, so that UFFDIO_MOVE takes it
 ZERO: Final = 16  # the kernel's page of zeroes, mapped by a read; told since 6.7 only
 GUARD: Final = 32  # a guard marker (MADV_GUARD_INSTALL, 6.13; told since 6.15)
+MARKED: Final = 64  # nobody else maps it now, but since a fork the kernel takes it for shared; see `Pagemap.closely`
 
 # Bits 56 to 63 of an entry: its last byte.
 _ENTRY_BITS: Final = ((0x80, PRESENT), (0x40, SWAPPED), (0x20, FILE), (0x01, EXCLUSIVE), (0x04, GUARD))
@@ -28,11 +31,15 @@ _KINDS: Final = tuple(sum(kind for bit, kind in _ENTRY_BITS if byte & bit) for b
 _RUN: Final = re.compile(rb"(.)\1*", re.DOTALL)
 
 _SCAN: Final = 0xC0606610
-_SCAN_PRESENT, _SCAN_SWAPPED, _SCAN_ZERO = 8, 16, 32
+_SCAN_PRESENT, _SCAN_SWAPPED, _SCAN_ZERO, _SCAN_HUGE = 8, 16, 32, 64
 _REGIONS: Final = 4096
 _READ_PAGES: Final = 1 << 17
 _GAP: Final = 512 << PAGE_SHIFT
 """Regions nearer to each other than this are read in one piece: a read costs about as much as 500 entries."""
+_FRAME: Final = (1 << 55) - 1
+_FRAMES: Final = 8
+"""Frames whose flags are read in one piece: neighbours often serve one process, but each takes the kernel time."""
+_HUGE_PAGES: Final = HUGE_PAGE_SIZE >> PAGE_SHIFT
 
 
 class Run(NamedTuple):
@@ -58,6 +65,25 @@ class Totals(NamedTuple):
     zero: int
 
 
+class _FrameFlags:
+    """What /proc/kpageflags says of page frames, a few read at a time. For one look: flags change."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._known: dict[int, bytes] = {}
+
+    def is_exclusive(self, entry: int) -> bool:
+        """Whether the frame that a page map's `entry` names is marked so; of an anonymous page."""
+        frame = entry & _FRAME
+        block = frame // _FRAMES
+        flags = self._known.get(block)
+        if flags is None:
+            flags = self._known[block] = os.pread(self._fd, _FRAMES * 8, block * _FRAMES * 8)
+        at = frame % _FRAMES * 8 + 4
+        # PG_anon_exclusive (5.19) has the bit that is KPF_MAPPEDTODISK, number 34, for pages of files.
+        return at >= len(flags) or bool(flags[at] & 4)
+
+
 class Pagemap:
     """The page map of one process, open.
 
@@ -79,10 +105,13 @@ class Pagemap:
                 f"not permitted to read the page map of process {pid}: run as its owner, or as root (CAP_SYS_PTRACE)"
             ) from None
         self._can_scan = True
+        self._frames: int | None = None
 
     def runs(self, start: int, end: int) -> list[Run]:
         """All populated pages of ``[start, end)``, as runs in ascending order. Holes are left out, however large."""
-        regions = self._scan(start, end)
+        return self._runs(start, end, self._scan(start, end))
+
+    def _runs(self, start: int, end: int, regions: list[tuple[int, int, int]] | None) -> list[Run]:
         if regions is None:
             return self._read(start, end)
         zero = [(a, b) for a, b, kinds in regions if kinds & _SCAN_ZERO]
@@ -96,6 +125,51 @@ class Pagemap:
                 at += 1
             found += self._read(first, last)
         return _mark_zero(found, zero) if zero else found
+
+    def closely(self, start: int, end: int) -> list[Run]:
+        """As `runs`, and pages that the kernel still takes for shared are MARKED: root only, else none is.
+
+        fork() takes PageAnonExclusive from every page; only a write, or a swap-in, gives it back when the child is
+        gone, and UFFDIO_MOVE asks for it. The page map tells only how many map a page. A microsecond or less a page.
+        """
+        regions = self._scan(start, end)
+        found = self._runs(start, end, regions)
+        if self._frames is None:
+            self._frames = _open_frames()
+        if self._frames < 0:
+            return found
+        flags = _FrameFlags(self._frames)
+        huge = [(first, last) for first, last, kinds in regions or () if kinds & _SCAN_HUGE]
+        marked: list[Run] = []
+        for run in found:
+            if run.kind & (PRESENT | EXCLUSIVE | FILE | ZERO) == PRESENT | EXCLUSIVE:
+                marked += self._marked(run, flags, huge)
+            else:
+                marked.append(run)
+        return marked
+
+    def _marked(self, run: Run, flags: "_FrameFlags", huge: list[tuple[int, int]]) -> list[Run]:
+        page, last = run.start >> PAGE_SHIFT, run.end >> PAGE_SHIFT
+        entries = array("Q")
+        while page < last:
+            data = os.pread(self._fd, min(last - page, _READ_PAGES) * 8, page * 8)
+            if not data:
+                return [run]
+            entries.frombytes(data)
+            page += len(data) >> 3
+        own = bytearray(map(flags.is_exclusive, entries))
+        for first, past in huge:  # mapped whole: what its first page says goes for all
+            for at in range(max(first, run.start), min(past, run.end), HUGE_PAGE_SIZE):
+                index = (at - run.start) >> PAGE_SHIFT
+                own[index : index + _HUGE_PAGES] = own[index : index + 1] * min(_HUGE_PAGES, len(own) - index)
+        return [
+            Run(
+                run.start + (match.start() << PAGE_SHIFT),
+                run.start + (match.end() << PAGE_SHIFT),
+                run.kind if match[0][0] else run.kind | MARKED,
+            )
+            for match in _RUN.finditer(own)
+        ]
 
     def populated(self, start: int, end: int) -> list[Run]:
         """As `runs`, but pages that are present are taken for exclusive: a quarter of the time, from 6.7 on."""
@@ -155,7 +229,7 @@ class Pagemap:
                     0,
                     0,
                     wanted,
-                    wanted | _SCAN_ZERO,
+                    wanted | _SCAN_ZERO | _SCAN_HUGE,
                 )
             )
             try:
@@ -176,15 +250,42 @@ class Pagemap:
 
     def close(self) -> None:
         """Close it; safe to call twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, -1 if self._frames is None else self._frames):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._frames = -1
 
     def __enter__(self) -> "Pagemap":
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
+
+
+def _open_frames() -> int:
+    """/proc/kpageflags, open; -1 where it may not be read, or does not tell which pages are exclusive."""
+    try:
+        fd = os.open("/proc/kpageflags", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    if _tells_exclusive(fd):
+        return fd
+    os.close(fd)
+    return -1
+
+
+def _tells_exclusive(fd: int) -> bool:
+    """Whether a page that is certainly our own is marked so: not before 5.19, nor without CAP_SYS_ADMIN."""
+    with (
+        mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page,
+        open("/proc/self/pagemap", "rb") as file,
+    ):
+        page[0] = 1
+        word = ctypes.c_char.from_buffer(page)
+        file.seek((ctypes.addressof(word) >> PAGE_SHIFT) * 8)
+        entry = int.from_bytes(file.read(8), "little")
+        del word
+        return bool(entry & _FRAME) and _FrameFlags(fd).is_exclusive(entry)
 
 
 def _mark_zero(runs: list[Run], zero: list[tuple[int, int]]) -> list[Run]:

@@ -30,6 +30,7 @@ _GETSIGMASK: Final = 0x420A
 _SETSIGMASK: Final = 0x420B
 _SECCOMP_GET_FILTER: Final = 0x420C
 _GET_RSEQ_CONFIGURATION: Final = 0x420F
+_GET_SYSCALL_USER_DISPATCH_CONFIG: Final = 0x4211
 
 O_TRACESYSGOOD: Final = 1
 EVENT_STOP: Final = 128
@@ -180,6 +181,21 @@ def rseq(tid: int) -> Rseq | None:
         return None
     found = Rseq(*struct.unpack("<QIIxxxxxxxx", buffer.raw))
     return found if found.area else None
+
+
+def dispatches_syscalls(tid: int) -> bool:
+    """Whether system calls of `tid` may come back to it as SIGSYS (Syscall User Dispatch).
+
+    False before Linux 6.4 too, which does not tell.
+    """
+    buffer = ctypes.create_string_buffer(32)  # struct ptrace_sud_config: mode, selector, offset, len
+    try:
+        _ptrace(
+            _GET_SYSCALL_USER_DISPATCH_CONFIG, tid, 32, ctypes.addressof(buffer), "GET_SYSCALL_USER_DISPATCH_CONFIG"
+        )
+    except OSError:
+        return False
+    return buffer.raw[:8] != bytes(8)
 
 
 def seccomp_filter(tid: int, index: int) -> bytes:

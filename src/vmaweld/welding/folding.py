@@ -15,6 +15,7 @@ from vmaweld.welding.program import A_GROUP, Group, Outcome, Program
 Run = Callable[[Program], tuple[tuple[str, int], list[Outcome]]]
 """Runs a finished program where the memory is; returns `Program.outcomes`."""
 
+_MAY_NOT_WRITE: Final = "it may not be made writable for the moment (PR_SET_MDWE, or a security module forbids it)"
 _REASONS: Final[dict[tuple[str, int], str]] = {
     (
         "move",
@@ -24,6 +25,8 @@ _REASONS: Final[dict[tuple[str, int], str]] = {
     ("register", errno.EBUSY): "the program watches it with a userfaultfd of its own",
     ("register", errno.EBADF): "the batch was stopped before its turn: try again",
     ("reserve", errno.EEXIST): "the room for the move was taken meanwhile: try again",
+    ("mprotect", errno.EACCES): _MAY_NOT_WRITE,
+    ("mprotect", errno.EPERM): _MAY_NOT_WRITE,
     ("munlock", errno.EPERM): "it may not be unlocked",
 }
 
@@ -130,7 +133,8 @@ def _batch(
         result.closed += done
         if done == len(group.pieces):
             result.ends.add(group.end)
-        result.pages += pagemap.totals(clip(part.runs, group.pieces[0][0], outcome.reached)).populated
+        if done:
+            result.pages += pagemap.totals(clip(part.runs, group.pieces[0][0], outcome.reached)).populated
         if done == len(group.pieces):
             continue
         if len(part.rows) > 2:

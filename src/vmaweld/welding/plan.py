@@ -1,7 +1,7 @@
 """What to weld: from a snapshot to groups for the batch machine, and the reasons for what is left out."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
@@ -17,19 +17,42 @@ ROOM_GUARD: Final = 16 << 20
 """Left free on either side of the room that is used, so that stacks and neighbours may grow."""
 
 GAIN: Final = "fewer seams together than --min-gain asks for"
-SHARED: Final = "pages shared with another process, or by KSM: --unshare makes them its own"
-ZEROES: Final = "mapped pages of zeroes, which this kernel cannot move: Linux 6.9 to 6.15, and 6.18.21 or later, can"
+OBSTACLES: Final[dict[str, str]] = {
+    "file": "maps a file: UFFDIO_MOVE takes anonymous memory only",
+    "shared-memory": "shared memory: its pages belong to no one process",
+    "hugetlb": "hugetlb memory: UFFDIO_MOVE does not take it",
+    "stack": "a stack: it grows by itself and must stay where it is",
+    "special": "a special mapping (device or kernel memory, or with a close operation), which never merges",
+    "userfaultfd": "the program watches it with a userfaultfd of its own",
+    "sealed": "sealed with mseal(2): the kernel forbids moving it",
+    "shadow-stack": "a shadow stack",
+    "droppable": "droppable memory (MAP_DROPPABLE): userfaultfd refuses it",
+    "ksm": "KSM may share its pages (MADV_MERGEABLE): --unshare breaks that",
+    "never-writable": "never writable until now: making it so would charge it to the commit limit for good",
+    "locked-swap": "mlocked, and swap is on: unlocked for the moment of the move, it might be written to disk",
+    "locked-limit": "mlocked beyond what RLIMIT_MEMLOCK allows now: it could not be locked again",
+    "locked-holes": "mlocked, yet with holes: locking it again would fill them",
+    "mempolicy-unknown": "its memory policy cannot be read",
+    "shared-pages": "pages shared with another process, or by KSM: --unshare makes them its own",
+    "marked-pages": "pages marked as shared since a fork, though nobody else maps them now: --unshare clears that mark",
+    "zeroes": "mapped pages of zeroes, which this kernel cannot move: Linux 6.9 to 6.15, and 6.18.21 or later, can",
+}
+"""What keeps a weld from an open seam, by a name that is stable and appears in JSON."""
+NAMES: Final = {reason: name for name, reason in OBSTACLES.items()}
+SHARED: Final = OBSTACLES["shared-pages"]
+MARKED: Final = OBSTACLES["marked-pages"]
+ZEROES: Final = OBSTACLES["zeroes"]
 _OWN: Final = pagemap.EXCLUSIVE | pagemap.FILE | pagemap.ZERO
 """A page that is present and none of these is shared."""
 _NEVER: Final[tuple[tuple[int, str], ...]] = (
-    (abi.VM_MAYSHARE | abi.VM_SHARED, "shared memory: its pages belong to no one process"),
-    (abi.VM_HUGETLB, "hugetlb memory: UFFDIO_MOVE does not take it"),
-    (abi.VM_GROWSDOWN, "a stack that grows by itself"),
-    (abi.VM_SPECIAL, "a special mapping (device or kernel memory)"),
-    (abi.VM_UFFD_ANY, "the program watches it with a userfaultfd of its own"),
-    (abi.VM_SEALED, "sealed with mseal(2): the kernel forbids moving it"),
-    (abi.VM_SHADOW_STACK, "a shadow stack"),
-    (abi.VM_DROPPABLE, "droppable memory (MAP_DROPPABLE): userfaultfd refuses it"),
+    (abi.VM_MAYSHARE | abi.VM_SHARED, "shared-memory"),
+    (abi.VM_HUGETLB, "hugetlb"),
+    (abi.VM_GROWSDOWN, "stack"),
+    (abi.VM_SPECIAL, "special"),
+    (abi.VM_UFFD_ANY, "userfaultfd"),
+    (abi.VM_SEALED, "sealed"),
+    (abi.VM_SHADOW_STACK, "shadow-stack"),
+    (abi.VM_DROPPABLE, "droppable"),
 )
 
 
@@ -44,6 +67,19 @@ class Left(NamedTuple):
     end: int
     seams: int
     reason: str
+    pages: int = 0
+
+
+class Part(NamedTuple):
+    """Neighbouring rows with open seams between them, all with the same fate.
+
+    runs: populated pages, of these rows and perhaps of more. reason: why the seams stay, "" where a weld can close
+    them. pages: how many pages are that reason.
+    """
+
+    rows: Sequence[Row]
+    runs: Sequence[pagemap.Run]
+    reason: str = ""
     pages: int = 0
 
 
@@ -98,6 +134,14 @@ class PageSource(Protocol):
         """The same, but whether pages are exclusive is not looked at."""
         ...
 
+    def closely(self, start: int, end: int) -> list[pagemap.Run]:
+        """The same as `runs`, with the marks that a fork has left."""
+        ...
+
+
+Look = Callable[[int, int], Sequence[pagemap.Run]]
+"""Finds the populated pages of a range."""
+
 
 class Limits(NamedTuple):
     """What the caller wants, and what the process allows.
@@ -109,6 +153,7 @@ class Limits(NamedTuple):
     failed: seams that were tried already, by address, with the reason why they stayed open.
     avoid: addresses whose VMAs must not be touched, with the reason.
     zero_stays: the page of zeroes, which a read maps, must not be moved (see `support.zero_stays`).
+    guard: of `Group.prot` and `Group.locked`, why memory with these must be left out, "" where it need not.
     """
 
     low: int = 0
@@ -119,57 +164,79 @@ class Limits(NamedTuple):
     failed: Mapping[int, str] = MappingProxyType({})
     avoid: Mapping[int, str] = MappingProxyType({})
     zero_stays: bool = False
+    guard: Callable[[int, int], str] = lambda _prot, _locked: ""
 
 
-def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool = False) -> Plan:
+def make(snapshot: Snapshot, pages: PageSource, limits: Limits, *, quick: bool = False, closely: bool = False) -> Plan:
     """The plan for `snapshot`. O(rows + populated runs).
 
     quick: suppose that no page is shared, which saves most of the time; where one is, its group will fail.
+    closely: look at the marks of a fork as well (see `pagemap.Pagemap.closely`), for an answer, not for a weld.
     """
-    look = pages.populated if quick and not limits.unshare else pages.runs
+    full: Look = pages.closely if closely else pages.runs
+    look: Look = pages.populated if quick and not limits.unshare else full
     candidates: list[Candidate] = []
     left: list[Left] = []
     moved = copied = 0
-    for rows in _chains(snapshot, limits, left):
-        reason = _why_not(rows, snapshot, limits)
+    for rows, runs, reason, held in parts(snapshot, _open_runs(snapshot), look, limits, full):
         if reason:
-            left.append(_left(rows, reason))
+            left.append(Left(rows[0].end, rows[-1].end, len(rows) - 1, reason, held))
             continue
-        if len(rows) - 1 < limits.min_gain:
-            left.append(_left(rows, GAIN))
-            continue
-        populated = look(rows[0].start, rows[-1].end)
-        for part, held, reason in _split_at_held(rows, populated, limits):
-            if held:
-                left.append(Left(part[0].end, part[-1].end, len(part) - 1, reason, held))
-                continue
-            reason = _locked_reason(part, populated, limits.low)
-            if reason:
-                left.append(_left(part, reason))
-                continue
-            inside = clip(populated, part[1].start, part[-1].end)
-            totals = pagemap.totals(inside)
-            moved += totals.populated
-            copied += totals.shared
-            populate: Sequence[tuple[int, int]] = ()
-            if limits.unshare:
-                populate = [(start, end) for start, end, kind in inside if not kind & pagemap.ZERO]
-            candidates.append(Candidate(part, populated, populate, totals.shared))
+        inside = clip(runs, rows[1].start, rows[-1].end)
+        totals = pagemap.totals(inside)
+        moved += totals.populated
+        copied += totals.shared
+        populate: Sequence[tuple[int, int]] = ()
+        if limits.unshare:
+            populate = [(start, end) for start, end, kind in inside if not kind & pagemap.ZERO]
+        candidates.append(Candidate(rows, runs, populate, totals.shared))
     return Plan(candidates, left, moved, copied)
 
 
-def _left(rows: Sequence[Row], reason: str) -> Left:
-    return Left(rows[0].start, rows[-1].end, len(rows) - 1, reason)
+def parts(
+    snapshot: Snapshot,
+    open_runs: Iterable[tuple[int, int]],
+    look: Look | None,
+    limits: Limits,
+    look_at_locked: Look | None = None,
+) -> Iterator[Part]:
+    """What a weld can close of `snapshot` and what it must leave: the one place that decides it.
+
+    open_runs: (first, last) of the rows of each run of open seams. look: finds the populated pages of a range; None:
+    they cannot be read, and no page stands in the way as far as is known. look_at_locked: the same for mlocked memory:
+    after a group of it that failed for shared pages, to lock it again would copy them.
+    """
+    for rows, reason in _chains(snapshot, open_runs, limits):
+        reason = reason or _why_not(rows, snapshot, limits)
+        if not reason and len(rows) - 1 < limits.min_gain:
+            reason = GAIN
+        if reason or look is None:
+            yield Part(rows, (), reason)
+            continue
+        if rows[0].flags & abi.VM_LOCKED_MASK and look_at_locked is not None:
+            populated = look_at_locked(rows[0].start, rows[-1].end)
+        else:
+            populated = look(rows[0].start, rows[-1].end)
+        for part, held, reason in _split_at_held(rows, populated, limits):
+            yield Part(part, populated, reason or _locked_reason(part, populated, limits.low), held)
 
 
-def _chains(snapshot: Snapshot, limits: Limits, left: list[Left]) -> Iterator[Sequence[Row]]:
-    """Rows with open seams between them, two or more, inside the limits and cut where no weld may be."""
-    for start, last in _open_runs(snapshot):
+def guarded(made: Plan, limits: Limits) -> bool:
+    """Whether `made` holds what the guard of `limits`, unknown when it was made, wants left out."""
+    rows = (candidate.rows[0] for candidate in made.candidates)
+    return any(limits.guard(row.flags & abi.VM_ACCESS_FLAGS, _lock(row)) for row in rows)
+
+
+def _chains(
+    snapshot: Snapshot, open_runs: Iterable[tuple[int, int]], limits: Limits
+) -> Iterator[tuple[Sequence[Row], str]]:
+    """Rows with open seams between them, two or more, inside the limits; cut where no weld may be, with the reason."""
+    for start, last in open_runs:
         rows = _within(snapshot.rows, start, last, limits)
         avoid = [(at, why) for at, why in limits.avoid.items() if rows and rows[0].start <= at < rows[-1].end]
         if not limits.failed and not avoid:
             if len(rows) > 1:
-                yield rows
+                yield rows, ""
             continue
         first = 0
         for at in range(1, len(rows)):
@@ -177,12 +244,12 @@ def _chains(snapshot: Snapshot, limits: Limits, left: list[Left]) -> Iterator[Se
                 (why for address, why in avoid if rows[at - 1].start <= address < rows[at].end), None
             )
             if reason is not None:
-                left.append(Left(rows[at - 1].end, rows[at].end, 1, reason))
+                yield rows[at - 1 : at + 1], reason
                 if at - first > 1:
-                    yield rows[first:at]
+                    yield rows[first:at], ""
                 first = at
         if len(rows) - first > 1:
-            yield rows[first:]
+            yield rows[first:], ""
 
 
 def _open_runs(snapshot: Snapshot) -> Iterator[tuple[int, int]]:
@@ -228,23 +295,30 @@ def _why_not(rows: Sequence[Row], snapshot: Snapshot, limits: Limits) -> str:
     row = rows[0]
     flags = row.flags
     if row.file:
-        return "maps a file: UFFDIO_MOVE takes anonymous memory only"
-    for bits, reason in _NEVER:
+        return OBSTACLES["shared-memory" if flags & abi.VM_MAYSHARE else "file"]
+    for bits, name in _NEVER:
         if flags & bits:
-            return reason
+            return OBSTACLES[name]
     if any(name.startswith("[stack") for name in {row.name for row in rows}):
-        return "the stack"
+        return OBSTACLES["stack"]
     if row.close:
-        return "a mapping with a close operation never merges"
+        return OBSTACLES["special"]
     if flags & abi.VM_MERGEABLE and not limits.unshare:
-        return "KSM may share its pages (MADV_MERGEABLE): --unshare breaks that"
+        return OBSTACLES["ksm"]
     if not flags & abi.VM_WRITE and not flags & abi.VM_ACCOUNT and not flags & abi.VM_NORESERVE:
-        return "never writable until now: making it so would charge it to the commit limit for good"
+        return OBSTACLES["never-writable"]
     if flags & abi.VM_LOCKED_MASK and limits.relock:
         return limits.relock
     if snapshot.source == "procfs" and any(row.mempolicy is None for row in rows):
-        return "its memory policy cannot be read"
-    return ""
+        return OBSTACLES["mempolicy-unknown"]
+    return limits.guard(flags & abi.VM_ACCESS_FLAGS, _lock(row))
+
+
+def _lock(row: Row) -> int:
+    """`Group.locked` of a group that begins with `row`."""
+    if not row.flags & abi.VM_LOCKED_MASK:
+        return -1
+    return abi.MLOCK_ONFAULT if row.flags & abi.VM_LOCKONFAULT else 0
 
 
 def _locked_reason(rows: Sequence[Row], populated: Sequence[pagemap.Run], low: int) -> str:
@@ -254,7 +328,7 @@ def _locked_reason(rows: Sequence[Row], populated: Sequence[pagemap.Run], low: i
     keep = keep_from(rows[0], low)
     there = sum(end - start for start, end, _ in clip(populated, keep, rows[-1].end))
     if there != rows[-1].end - keep:
-        return "mlocked, yet with holes: locking it again would fill them"
+        return OBSTACLES["locked-holes"]
     return ""
 
 
@@ -273,10 +347,13 @@ def _split_at_held(
     A VMA with such pages can keep, for its pages stay as they are, but cannot be folded into another. Parts overlap by
     a row: the last of one is the first of the next.
     """
+    # To lock memory again is to write to its pages, which takes the mark off for the second try.
+    marks = not limits.unshare and rows[0].flags & abi.VM_LOCKED_MASK != abi.VM_LOCKED
     held = {
         reason: _pages_by_row(rows, populated, mask, kind)
         for reason, mask, kind, holds in (
             (SHARED, _OWN | pagemap.PRESENT, pagemap.PRESENT, not limits.unshare),
+            (MARKED, pagemap.MARKED, pagemap.MARKED, marks),
             (ZEROES, pagemap.ZERO, pagemap.ZERO, limits.zero_stays),
         )
         if holds
@@ -339,16 +416,13 @@ def groups(
 
 def _group(rows: Sequence[Row], keep: int, candidate: Candidate, room: "Room") -> Group:
     row = rows[0]
-    locked = -1
-    if row.flags & abi.VM_LOCKED_MASK:
-        locked = abi.MLOCK_ONFAULT if row.flags & abi.VM_LOCKONFAULT else 0
     inside = [(start, end) for start, end in candidate.populate if start < rows[-1].end and end > rows[1].start]
     return Group(
         keep,
         [(row.start, row.end) for row in rows[1:]],
         room.place(keep, rows[-1].end - keep),
         row.flags & abi.VM_ACCESS_FLAGS,
-        locked,
+        _lock(row),
         [(max(start, rows[1].start), min(end, rows[-1].end)) for start, end in inside],
         _hole(keep, row.end, clip(candidate.runs, keep, row.end)) if not row.anon_vma else (0, 0),
     )

@@ -17,9 +17,11 @@ there, or touching them waits. A call that fails ends the group early at the bor
 moved of the piece that failed goes back, and T goes home as long as it is.
 """
 
+import errno
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Final, NamedTuple
 
 from vmaweld import abi
@@ -28,6 +30,7 @@ from vmaweld.kernel.ptrace import Rseq
 from vmaweld.welding import machine_code as mc
 
 NR_CLOSE: Final = 3
+NR_IOCTL: Final = 16
 NR_RSEQ: Final = 334
 _RSEQ_UNREGISTER: Final = 1
 API: Final = 0xC018AA3F
@@ -36,11 +39,13 @@ UNREGISTER: Final = 0x8010AA01
 WAKE: Final = 0x8010AA02
 MOVE: Final = 0xC028AA05
 
-A_GROUP: Final = 64
+A_GROUP: Final = 80
 """More entries than a group has besides its pieces and populated ranges; as many do for beginning and end."""
 
 _FIXED_MOVE: Final = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
 _RESERVE: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_NORESERVE | abi.MAP_FIXED_NOREPLACE
+_DESCRIPTOR: Final = 3
+_STRUCTURE: Final = 0x7F00_0000_0000
 _MAY_FAIL: Final = ("populate", "touch", "drop")
 """Steps whose failure stops nothing: the move that follows tells."""
 
@@ -171,6 +176,49 @@ class Program:
                 words[word : word + count * mc.WORDS : mc.WORDS] = array("q", [value]) * count
         return words.tobytes()
 
+    def calls(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Every system call that a run can make, whatever fails: its number and its arguments, some of them twice.
+
+        Where an argument depends on the run, there is one call for each border that V and W can be at. A descriptor
+        and the address of an ioctl's structure are any numbers of the right size.
+        """
+        words = self.words
+        stores: dict[tuple[int, int], list[int]] = {}
+        loads: dict[int, tuple[int, int]] = {}
+        for word, count, label, added in self._fixes:
+            if count == 1:
+                loads[word] = label.index, added
+                if words[word // mc.WORDS * mc.WORDS + mc.OP] == mc.STORE and word % mc.WORDS == mc.NUMBER:
+                    stores.setdefault((label.index, added), []).append(word // mc.WORDS)
+
+        def values(entry: int, argument: int, v: int, w: int) -> set[int]:
+            word = entry * mc.WORDS + mc.ARGUMENTS + argument
+            mode = words[entry * mc.WORDS + mc.MODES] >> 8 * argument & 0xFF
+            found = {words[word]}
+            if mode & mc.LOAD:
+                written = stores.get(loads[word], ())
+                found = {value for store in written for value in values(store, 0, v, w)} or {_DESCRIPTOR}
+            signs = ((mc.PLUS_V, v), (mc.MINUS_V, -v), (mc.PLUS_W, w), (mc.MINUS_W, -w))
+            moved = sum(by for bit, by in signs if mode & bit)
+            return {value + moved for value in found}
+
+        for entry in range(len(self.steps)):
+            op, number = words[entry * mc.WORDS + mc.OP], words[entry * mc.WORDS + mc.NUMBER]
+            if op in (mc.CONTROL, mc.MOVE):
+                yield NR_IOCTL, (_DESCRIPTOR, number, _STRUCTURE)
+            elif op == mc.CALL:
+                for v, w in self._borders(entry):
+                    yield from ((number, given) for given in product(*(values(entry, at, v, w) for at in range(6))))
+
+    def _borders(self, entry: int) -> Iterator[tuple[int, int]]:
+        """What V and W can be at that entry."""
+        group = next((group for group, first, _, last, _ in self._groups if first <= entry <= last), None)
+        if group is None:
+            yield 0, 0
+            return
+        ends = [group.pieces[0][0] - group.keep, *(end - group.keep for _, end in group.pieces)]
+        yield from ((v, w) for v, w in product(ends, ends) if w <= v)
+
     def outcomes(self, entries: bytes) -> tuple[tuple[str, int], list[Outcome]]:
         """What a run did, from the bytes of its entries afterwards.
 
@@ -281,7 +329,7 @@ class Program:
         total = group.end - keep
         relax = not prot & abi.PROT_WRITE
         wide = prot | abi.PROT_READ | abi.PROT_WRITE
-        unmap, relock, tighten, unregister = _Label(), _Label(), _Label(), _Label()
+        unmap, relock, tighten, denied, unregister = _Label(), _Label(), _Label(), _Label(), _Label()
         finish, settle, home, stuck, end = _Label(), _Label(), _Label(), _Label(), _Label()
         first = len(self.steps)
         locks: list[int] = []
@@ -289,8 +337,9 @@ class Program:
         self.call("reserve", syscalls.NR_MMAP, (spare, total, abi.PROT_NONE, _RESERVE, -1, 0), end)
         if group.locked >= 0:
             self.call("munlock", syscalls.NR_MUNLOCK, (keep, total), relock)
+        widened = 0
         if relax:
-            self.call("mprotect", syscalls.NR_MPROTECT, (keep, total, wide), tighten)
+            widened = self.call("mprotect", syscalls.NR_MPROTECT, (keep, total, wide), denied)
         for start, stop in group.populate:
             self.call("populate", syscalls.NR_MADVISE, (start, stop - start, abi.MADV_POPULATE_WRITE))
         hole, hole_end = group.untouched
@@ -344,6 +393,14 @@ class Program:
         self._here(tighten)
         if relax:
             self._must("protect again", syscalls.NR_MPROTECT, (keep, total, prot), stuck)
+            self.add("", mc.JUMP, on_error=relock)
+            # do_mprotect_pkey() asks whether it may (PR_SET_MDWE, security modules) before it changes a VMA, and these
+            # are all alike: a refusal has changed nothing. Whoever refuses that may refuse to go back as well. Only
+            # lack of memory may come in the middle.
+            self._here(denied)
+            at = self.add("", mc.EQUAL, 0, (0, -errno.ENOMEM), tighten, modes=(mc.LOAD,))
+            self._fix(at, mc.ARGUMENTS, self._at(widened), mc.RESULT * 8)
+            self.call("protect again", syscalls.NR_MPROTECT, (keep, total, prot))
         self._here(relock)
         if group.locked >= 0:
             locks.append(self._lock(keep, total, group.locked))

@@ -59,6 +59,9 @@ class Puppet:
         for tid in sorted(self._still.threads, key=lambda tid: (tid != self.pid, tid)):
             if ptrace.registers(tid).cs != _USER_CS:
                 why = "it runs 32-bit code: only 64-bit processes can be welded"
+            elif ptrace.dispatches_syscalls(tid):
+                # To switch that off would not do: were the tracer killed, it would stay off.
+                why = "Syscall User Dispatch (Wine, Proton) would turn the system calls of each thread into signals"
             elif not _is_kernel_worker(self.pid, tid):
                 return tid
         raise Refused(f"process {self.pid} cannot be welded: {why}")

@@ -55,17 +55,21 @@ def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
     support.check_other(pid)
     snapshot = source.take(pid)
     with Pagemap(pid) as pages:
-        made = plan.make(snapshot, pages, _limits(pid, options))
+        made = plan.make(snapshot, pages, _limits(pid, options), closely=True)
     support.check_memory(pid, made, unshare=options.unshare, verify=options.verify)
     return snapshot, made
 
 
 def _limits(
-    pid: int, options: Options, failed: Mapping[int, str] | None = None, avoid: Mapping[int, str] | None = None
+    pid: int,
+    options: Options,
+    failed: Mapping[int, str] | None = None,
+    avoid: Mapping[int, str] | None = None,
+    filters: seccomp.Filters = seccomp.NONE,
 ) -> plan.Limits:
     relock = support.relock_reason(pid)
     wanted = (options.low, options.high, options.min_gain, options.unshare)
-    return plan.Limits(*wanted, relock, failed or {}, avoid or {}, support.zero_stays())
+    return plan.Limits(*wanted, relock, failed or {}, avoid or {}, support.zero_stays(), filters.why_left)
 
 
 def weld(
@@ -96,7 +100,7 @@ class _Weld:
         self._pace = Pace(verify=options.verify)
         self._quick = True
         self._avoid: dict[int, str] = {}
-        self._may_rseq = True
+        self._filters = seccomp.NONE
         self._idle = 0
         self._source = source.Source(pid)
         self._process = -1
@@ -160,7 +164,7 @@ class _Weld:
     def _prepare(self) -> tuple[Snapshot, plan.Plan]:
         """Look and plan while the process runs; if nothing has changed when it stands still, that is already done."""
         snapshot = self._source.take()
-        limits = _limits(self.pid, self.options, self._failed, self._avoid)
+        limits = _limits(self.pid, self.options, self._failed, self._avoid, self._filters)
         with Pagemap(self.pid) as pages:
             made = plan.make(snapshot, pages, limits, quick=self._quick)
         support.check_memory(self.pid, made, unshare=self.options.unshare, verify=self.options.verify)
@@ -202,14 +206,14 @@ class _Weld:
             support.check_io_uring(self.pid)
             residue.let_finish(still, snapshot.rows)
         puppet = Puppet(still, snapshot.rows)
+        # Another thread may be at work now, or this one have got another filter since the last slice.
+        self._filters = seccomp.check(self.pid, puppet.tid, self._filters)
         more = False
         try:
-            if first:
-                self._may_rseq = seccomp.check(self.pid, puppet.tid)
-                if self._is_residue(snapshot.rows):
-                    self.report.repaired = residue.clear(puppet, residue.mapped(self.pid, snapshot.rows))
-                    snapshot = self._source.take()
-                    more = self.options.max_pause is not None  # what to weld now is planned before the next slice
+            if first and self._is_residue(snapshot.rows):
+                self.report.repaired = residue.clear(puppet, residue.mapped(self.pid, snapshot.rows))
+                snapshot = self._source.take()
+                more = self.options.max_pause is not None  # what to weld now is planned before the next slice
             if not more:
                 more = self._fold(still, puppet, snapshot, first)
         except (ProcessGone, HalfDone):
@@ -236,18 +240,21 @@ class _Weld:
         self._prove(snapshot)
         puppet = Puppet(still, snapshot.rows)
         try:
-            self._workshop.take_down(puppet)
+            if seccomp.allows_leaving(self.pid, puppet.tid):
+                self._workshop.take_down(puppet)
+            else:
+                self._workshop.forget()
         finally:
             puppet.restore()
         return False
 
     def _fold(self, still: Standstill, puppet: Puppet, snapshot: Snapshot, first: bool) -> bool:
         report, options = self.report, self.options
-        if puppet.rseq is not None and not self._may_rseq:
+        if puppet.rseq is not None and self._filters.forbids_rseq():
             self._avoid = {
                 puppet.rseq.area: "the thread area of the thread that does the work, and seccomp forbids rseq"
             }
-        limits = _limits(self.pid, options, self._failed, self._avoid)
+        limits = _limits(self.pid, options, self._failed, self._avoid, self._filters)
         with Pagemap(self.pid) as pages:
             candidates, more = self._choose(still, snapshot, pages, limits, first)
             if not candidates:
@@ -288,22 +295,25 @@ class _Weld:
         assert self._prepared is not None
         prepared, made = self._prepared
         anew = bool(prepared is not snapshot or limits.unshare or limits.avoid or limits.zero_stays)
+        guarded = plan.guarded(made, limits)
         if self.options.max_pause is None:
-            if anew or _locked(made.candidates):
+            if anew or guarded or _locked(made.candidates):
                 made = plan.make(snapshot, pages, limits, quick=self._quick)
             if first:
                 self._begin(snapshot, made)
             self.report.left = made.left
             return made.candidates, False
+        if guarded:
+            return [], True  # what a filter forbids is known now, and planned for before the next slice
         # A slice works at least as long as it took to prepare it, or the whole would take for ever.
         spent = time.monotonic() - still.began
         budget = max(self.options.max_pause - spent, spent)
         self.report.left = made.left
         chosen, more = self._pace.share(made.candidates, budget)
         if chosen and (anew or _locked(chosen)):
-            part = limits._replace(
-                low=max(limits.low, chosen[0].rows[0].start), high=min(limits.high, chosen[-1].rows[-1].end)
-            )
+            # The last row may be but the front of a VMA, and a plan takes whole ones only.
+            last = made.candidates[len(chosen) - 1].rows[len(chosen[-1].rows) - 1]
+            part = limits._replace(low=max(limits.low, chosen[0].rows[0].start), high=min(limits.high, last.end))
             made = plan.make(snapshot.between(part.low, part.high), pages, part, quick=self._quick)
             chosen, cut = self._pace.share(made.candidates, budget)
             more = more or cut

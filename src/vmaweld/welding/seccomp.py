@@ -5,7 +5,6 @@ here: classic BPF over ``struct seccomp_data`` (``include/uapi/linux/seccomp.h``
 """
 
 import errno
-import os
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -19,93 +18,156 @@ _ARCH: Final = 0xC000_003E  # AUDIT_ARCH_X86_64
 _ALLOW: Final = 0x7FFF_0000
 _LOG: Final = 0x7FFC_0000
 _SOMEWHERE: Final = 0x7F00_0000_0000
+_ELSEWHERE: Final = 0x7E00_0000_0000
 _PAGE: Final = abi.PAGE_SIZE
 _U32: Final = 0xFFFF_FFFF
+_U64: Final = (1 << 64) - 1
 _RW: Final = abi.PROT_READ | abi.PROT_WRITE
 _RX: Final = abi.PROT_READ | abi.PROT_EXEC
-_RESERVE: Final = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | abi.MAP_NORESERVE | abi.MAP_FIXED_NOREPLACE
 
 Filter = Sequence[tuple[int, int, int, int]]
 """Instructions as (code, jt, jf, k)."""
-Call = tuple[str, int, tuple[int, ...]]
-"""A system call's name, number and arguments."""
+Call = tuple[int, tuple[int, ...]]
+"""A system call's number and arguments."""
 
-RSEQ: Final[Call] = ("rseq", program.NR_RSEQ, (_SOMEWHERE, 32, 1, 0))
-"""Made only where the working thread's own ``struct rseq`` lies in what is welded."""
-CALLS: Final[tuple[Call, ...]] = (
-    ("memfd_create", 319, (_SOMEWHERE, 1)),
-    ("mmap", syscalls.NR_MMAP, (0, _PAGE, _RW, abi.MAP_SHARED, 3, 0)),
-    ("mmap", syscalls.NR_MMAP, (_SOMEWHERE, _PAGE, _RX, abi.MAP_SHARED | abi.MAP_FIXED, 3, 0)),
-    ("mmap", syscalls.NR_MMAP, (_SOMEWHERE, _PAGE, 0, _RESERVE, (1 << 64) - 1, 0)),
-    ("close", 3, (3,)),
-    ("userfaultfd", syscalls.NR_USERFAULTFD, (os.O_CLOEXEC,)),
-    ("userfaultfd", syscalls.NR_USERFAULTFD, (os.O_CLOEXEC | 1,)),
-    *(
-        ("ioctl", 16, (3, request, _SOMEWHERE))
-        for request in (program.API, program.REGISTER, program.UNREGISTER, program.MOVE, program.WAKE)
-    ),
-    ("mremap", syscalls.NR_MREMAP, (_SOMEWHERE, _PAGE, _PAGE, 7, _SOMEWHERE + _PAGE)),
-    ("mremap", syscalls.NR_MREMAP, (_SOMEWHERE, _PAGE, _PAGE, 3, _SOMEWHERE + _PAGE)),
-    ("mremap", syscalls.NR_MREMAP, (_SOMEWHERE, _PAGE, 2 * _PAGE, 0, 0)),
-    ("munmap", syscalls.NR_MUNMAP, (_SOMEWHERE, _PAGE)),
-    ("mprotect", syscalls.NR_MPROTECT, (_SOMEWHERE, _PAGE, _RW)),
-    ("mprotect", syscalls.NR_MPROTECT, (_SOMEWHERE, _PAGE, abi.PROT_READ)),
-    ("madvise", syscalls.NR_MADVISE, (_SOMEWHERE, _PAGE, abi.MADV_POPULATE_WRITE)),
-    ("madvise", syscalls.NR_MADVISE, (_SOMEWHERE, _PAGE, abi.MADV_DONTNEED)),
-    ("munlock", syscalls.NR_MUNLOCK, (_SOMEWHERE, _PAGE)),
-    ("mlock2", syscalls.NR_MLOCK2, (_SOMEWHERE, _PAGE, 0)),
-    ("rt_sigprocmask", 14, (2, _SOMEWHERE, 0, 8)),
-    ("rt_sigreturn", 15, ()),
-    ("select", 23, (0, 0, 0, 0, _SOMEWHERE)),
-    ("futex", 202, (_SOMEWHERE, 1, 0x7FFF_FFFF)),
-    ("restart_syscall", 219, ()),
+NAMES: Final[dict[int, str]] = {
+    3: "close",
+    9: "mmap",
+    10: "mprotect",
+    11: "munmap",
+    14: "rt_sigprocmask",
+    16: "ioctl",
+    23: "select",
+    25: "mremap",
+    28: "madvise",
+    150: "munlock",
+    202: "futex",
+    219: "restart_syscall",
+    319: "memfd_create",
+    323: "userfaultfd",
+    325: "mlock2",
+    334: "rseq",
+}
+OUTSIDE: Final[tuple[Call, ...]] = (
+    (319, (_SOMEWHERE, 1)),
+    (syscalls.NR_MMAP, (0, _PAGE, _RW, abi.MAP_SHARED, 3, 0)),
+    (syscalls.NR_MMAP, (_SOMEWHERE, _PAGE, _RX, abi.MAP_SHARED | abi.MAP_FIXED, 3, 0)),
+    (syscalls.NR_MUNMAP, (_SOMEWHERE, _PAGE)),
+    (syscalls.NR_MADVISE, (_SOMEWHERE, _PAGE, abi.MADV_DONTFORK)),
+    (3, (3,)),
+    (14, (2, _SOMEWHERE, 0, 8)),
+    (23, (0, 0, 0, 0, _SOMEWHERE)),
+    (202, (_SOMEWHERE, 1, 0x7FFF_FFFF)),
+    (219, ()),
 )
-"""Every system call that a weld makes in the other process, with arguments like those it has then."""
+"""The system calls outside a `program.Program`: those of `puppet` and of the batch machine itself."""
 
 
-def check(pid: int, tid: int) -> bool:
-    """Raises Refused unless all of `CALLS` would pass the seccomp filters of thread `tid`, which must be stopped.
+class Filters:
+    """The seccomp filters of one thread; none: everything passes."""
 
-    Returns whether `RSEQ` would pass too.
+    def __init__(self, code: Sequence[bytes] = ()) -> None:
+        self.code = code
+        self._filters: list[Filter] = [list(struct.iter_unpack("<HBBI", one)) for one in code]
+        self._known: dict[tuple[int, int], str] = {}
+        self._passes: dict[Call, bool] = {}
+
+    def forbidden(self, calls: Iterable[Call]) -> str:
+        """The name of the first of `calls` that a filter does not simply allow, "" where all pass."""
+        if not self._filters:
+            return ""
+        for call in calls:
+            passes = self._passes.get(call)
+            if passes is None:
+                passes = self._passes[call] = self._allows(*call)
+            if not passes:
+                return NAMES.get(call[0], f"system call {call[0]}")
+        return ""
+
+    def _allows(self, number: int, arguments: tuple[int, ...]) -> bool:
+        padded = [value & _U64 for value in (*arguments, *(0,) * (6 - len(arguments)))]
+        data = struct.pack("<iIQ6Q", number, _ARCH, _SOMEWHERE, *padded)
+        return all(evaluate(code, data) & 0xFFFF_0000 in (_ALLOW, _LOG) for code in self._filters)
+
+    def forbids_weld(self) -> str:
+        """What every weld needs and they forbid, "" where there is no such thing."""
+        return self.forbidden(OUTSIDE) or self.forbids_group(_RW, -1)
+
+    def forbids_group(self, prot: int, locked: int) -> str:
+        """What they forbid of that which a `program.Group` with these two fields needs, "" for nothing."""
+        found = self._known.get((prot, locked))
+        if found is None:
+            found = self._known[prot, locked] = self.forbidden(_calls(prot, locked))
+        return found
+
+    def forbids_rseq(self) -> str:
+        """Not "" where they forbid what `program.Program.leave_rseq` adds."""
+        return self.forbidden(_calls(_RW, -1, ptrace.Rseq(_SOMEWHERE, 32, 0)))
+
+    def why_left(self, prot: int, locked: int) -> str:
+        """Why memory with these two fields of a `program.Group` is to be left out, "" where it is not."""
+        name = self.forbids_group(prot, locked)
+        return name and f"its seccomp filter forbids {name}, which this memory takes"
+
+
+NONE: Final = Filters()
+
+
+def _calls(prot: int, locked: int, rseq: ptrace.Rseq | None = None) -> Iterable[Call]:
+    """All that a program with one group can call; the group has all that a group may have."""
+    keep, page = _SOMEWHERE, _PAGE
+    middle, end = keep + 2 * page, keep + 4 * page
+    sample = program.Program()
+    if rseq is not None:
+        sample.leave_rseq(rseq)
+    sample.weld(program.Group(keep, [(middle, end)], _ELSEWHERE, prot, locked, [(middle, end)], (keep, keep + page)))
+    sample.finish()
+    return sample.calls()
+
+
+def check(pid: int, tid: int, known: Filters = NONE) -> Filters:
+    """The filters of thread `tid`, which must be stopped; the very object `known` where they are still those.
+
+    Raises Refused where they cannot be read, or forbid what every weld needs.
     """
+    found = _read(pid, tid)
+    if found == known.code:
+        return known
+    filters = Filters(found)
+    name = filters.forbids_weld()
+    if name:
+        raise Refused(f"the seccomp filter of process {pid} forbids {name}")
+    return filters
+
+
+def allows_leaving(pid: int, tid: int) -> bool:
+    """Whether thread `tid`, which must be stopped, may still make what calls it takes to leave a process."""
+    try:
+        return not Filters(_read(pid, tid)).forbidden(OUTSIDE)
+    except Refused:
+        return False
+
+
+def _read(pid: int, tid: int) -> Sequence[bytes]:
     status = dict(
         line.split(b":\t", 1) for line in procfs.read_file(pid, f"task/{tid}/status").splitlines() if b":\t" in line
     )
     mode = int(status.get(b"Seccomp", b"0"))
     if not mode:
-        return True
+        return ()
     if mode == 1:
         raise Refused(f"process {pid} is in strict seccomp mode: it may make none of a weld's system calls")
-    filters: list[Filter] = []
+    found: list[bytes] = []
     while True:
         try:
-            filters.append(_instructions(ptrace.seccomp_filter(tid, len(filters))))
+            found.append(ptrace.seccomp_filter(tid, len(found)))
         except OSError as error:
-            if error.errno == errno.ENOENT and filters:
-                break
+            if error.errno == errno.ENOENT and found:
+                return tuple(found)
             raise Refused(
                 f"process {pid} has a seccomp filter that cannot be read, and a call it forbids might kill the "
                 "process: run as root (CAP_SYS_ADMIN)"
             ) from None
-    name = forbidden(filters)
-    if name:
-        raise Refused(f"the seccomp filter of process {pid} forbids {name}")
-    return not forbidden(filters, (RSEQ,))
-
-
-def forbidden(filters: Sequence[Filter], calls: Iterable[Call] = CALLS) -> str:
-    """The first of `calls` that one of `filters` does not simply allow, "" where all pass."""
-    for name, number, arguments in calls:
-        padded = (*arguments, *(0,) * (6 - len(arguments)))
-        data = struct.pack("<iIQ6Q", number, _ARCH, _SOMEWHERE, *padded)
-        for code in filters:
-            if evaluate(code, data) & 0xFFFF_0000 not in (_ALLOW, _LOG):
-                return name
-    return ""
-
-
-def _instructions(code: bytes) -> list[tuple[int, int, int, int]]:
-    return list(struct.iter_unpack("<HBBI", code))
 
 
 def evaluate(code: Filter, data: bytes) -> int:

@@ -8,9 +8,10 @@ from typing import Final
 
 from vmaweld import abi
 from vmaweld.kernel import memory_cgroup, pagemap, procfs, ptrace, userfaultfd
+from vmaweld.kernel.errors import ProcessGone
 from vmaweld.policy import release_numbers
 from vmaweld.welding.errors import Refused
-from vmaweld.welding.plan import Plan
+from vmaweld.welding.plan import OBSTACLES, Plan
 
 HEADROOM: Final = 12
 """VMAs that a weld needs for the moment: code and journal, the room, two splits, and what mremap asks to be free."""
@@ -53,15 +54,16 @@ def check_headroom(vmas: int) -> None:
 
 
 def check_memory(pid: int, made: Plan, *, unshare: bool, verify: bool = False) -> None:
-    """Raises Refused where the memory cgroup of process `pid` has too little room for what the plan takes meanwhile.
+    """Raises Refused where the memory cgroup of `pid`, or a strict commit limit, has too little room for the plan.
 
-    That is a page table (4 KiB) for each 2 MiB of the longest run, the copies of shared pages, what has to be read
-    back from swap to compare it, and what the kernel charges in advance. At the limit it would not refuse the memory,
-    but might kill.
+    Of the cgroup it takes meanwhile a page table (4 KiB) for each 2 MiB of the longest run, the copies of shared pages,
+    what has to be read back from swap to compare it, and what the kernel charges in advance. At the limit it would not
+    refuse the memory, but might kill.
     """
     if not made.candidates:
         return
     longest = max(candidate.rows[-1].end - candidate.rows[0].start for candidate in made.candidates)
+    _check_commit_limit(pid, longest)
     need = longest // 512 + (made.shared * abi.PAGE_SIZE if unshare else 0) + _CHARGED_AHEAD
     if verify:
         runs = (run for candidate in made.candidates for run in candidate.runs)
@@ -75,17 +77,42 @@ def check_memory(pid: int, made: Plan, *, unshare: bool, verify: bool = False) -
         )
 
 
+def _check_commit_limit(pid: int, longest: int) -> None:
+    """Raises Refused where commit is strict (vm.overcommit_memory=2) and there is too little left for `longest` bytes.
+
+    The longest run is charged a second time for the moment. At the limit __vm_enough_memory() refuses even a mremap
+    that takes nothing, such as the one that puts pages back. So what it sets aside, and what its counter may be off,
+    are added, and the run once more.
+    """
+    with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as file:
+        if file.read().strip() != "2":
+            return
+    with open("/proc/meminfo", encoding="ascii") as file:
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in file}
+    aside = 0
+    for name in ("admin_reserve_kbytes", "user_reserve_kbytes"):
+        with open(f"/proc/sys/vm/{name}", encoding="ascii") as file:
+            aside += int(file.read())
+    free = kilobytes["CommitLimit"] - kilobytes["Committed_AS"]
+    need = 2 * (longest >> 10) + aside + kilobytes["MemTotal"] // 64
+    if free < need:
+        raise Refused(
+            f"{max(free, 0):,} KiB are left of the commit limit (vm.overcommit_memory is 2), and a weld of process "
+            f"{pid} needs {need:,} KiB while it works: raise vm.overcommit_ratio, or weld part by part with --range"
+        )
+
+
 def relock_reason(pid: int) -> str:
     """Why mlocked memory of `pid` may not be unlocked for the moment, "" where it may."""
     with open("/proc/swaps", encoding="ascii") as file:
         if len(file.read().splitlines()) > 1:
-            return "mlocked, and swap is on: unlocked for the moment of the move, it might be written to disk"
+            return OBSTACLES["locked-swap"]
     status = dict(line.split(b":\t", 1) for line in procfs.read_file(pid, "status").splitlines() if b":\t" in line)
     locked = int(status.get(b"VmLck", b"0").split()[0]) << 10
     limit = procfs.limits(pid).get("Max locked memory", (resource.RLIM_INFINITY, None))[0]
     ipc_lock = int(status.get(b"CapEff", b"0"), 16) >> 14 & 1
     if limit is not None and locked > limit and not ipc_lock:
-        return "mlocked beyond what RLIMIT_MEMLOCK allows now: it could not be locked again"
+        return OBSTACLES["locked-limit"]
     return ""
 
 
@@ -111,6 +138,8 @@ def check_other(pid: int) -> None:
         raise Refused(f"process {pid} is a 32-bit program: only 64-bit ones can be welded")
     for other in procfs.pids():
         if other != pid and ptrace.shares_memory(pid, other):
+            if not procfs.read_file(pid, "auxv"):  # it has none any more, just as kernel threads
+                raise ProcessGone(f"process {pid} has ended")
             raise Refused(f"process {other} has the same memory as process {pid} (vfork or CLONE_VM) and would go on")
 
 
