@@ -124,6 +124,7 @@ def test_every_promised_status_is_tried(name: str) -> None:
         promised.add(0)  # the command's own
     tried = {case.status for case in CASES if case.arguments.split()[0] == name and case.status < 4}
     assert promised == tried
+    assert "130 interrupted" in paragraph  # tried in test_cli_interrupt.py and, for top and export, in their own tests
 
 
 class World:

@@ -33,7 +33,7 @@ def exporter(*arguments: str) -> Iterator[str]:
         assert found, said
         yield found[0]
         os.kill(running.pid, signal.SIGINT)
-        assert running.process.wait(TIMEOUT) == 0
+        assert running.process.wait(TIMEOUT) == 130
 
 
 Samples = dict[tuple[str, str, str], float]

@@ -136,7 +136,7 @@ def test_ctrl_c_leaves_a_clean_terminal(open_terminal: Callable[[str], Terminal]
     top = open_terminal(f"{PROGRAM} top --every 0.5")
     top.wait_for("processes:")
     top.keys("C-c")
-    lines = top.wait_for("status 0")
+    lines = top.wait_for("status 130")
     assert "Traceback" not in "\n".join(lines)
 
 

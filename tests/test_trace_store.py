@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vmaweld.events import OPERATIONS, Event
+from vmaweld.output import OutputError
 from vmaweld.snapshot import ROW_FIELDS, Row, Snapshot
 from vmaweld.trace.store import FORMAT, SCHEMA, Metadata, TakenSnapshot, TraceError, TraceWriter, open_trace
 
@@ -248,5 +249,5 @@ def test_the_documentation_names_every_column_and_key() -> None:
 def test_missing_and_unwritable_paths(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="No such file"):
         open_trace(tmp_path / "none")
-    with pytest.raises(TraceError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot write"):
         TraceWriter(tmp_path / "no" / "such" / "dir.trace", Metadata())

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import click
@@ -15,6 +16,11 @@ DONE = 0
 NO = 1
 USAGE = 2
 UNSUPPORTED = 3
+INTERRUPTED = 128 + 2
+"""As shells tell of who was ended by Ctrl-C."""
+
+OUTPUT = click.Path(path_type=Path, readable=False)
+"""A file to be written. `vmaweld.output` knows which it may be; click would refuse a pipe that only takes data."""
 
 PID: Final = click.IntRange(1, (1 << 31) - 1)
 """The number of a process: what the kernel's pid_t holds."""

@@ -28,7 +28,7 @@ def command(as_json: bool) -> None:
 
     Each thing is tried, not guessed: recording with perf or strace, exact snapshots through BPF, ptrace, userfaultfd.
 
-    Exit status: 0 done, whatever was found; 2 bad usage.
+    Exit status: 0 done, whatever was found; 2 bad usage; 130 interrupted.
     """
     found = list(examine())
     if as_json:

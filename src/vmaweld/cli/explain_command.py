@@ -38,7 +38,7 @@ def command(name: str | None, path: Path | None, policies: tuple[str, ...], as_j
     Letters are VMAs; below them their access, their page offset (hex) and the number of their anon_vma, with the
     length of the chain where fork has made it longer than one.
 
-    Exit status: 0 done; 2 no such scenario or policy, or the file holds none.
+    Exit status: 0 done; 2 no such scenario or policy, or the file holds none; 130 interrupted.
     """
     if name and path:
         fail("give a scenario or --file, one of the two", USAGE)

@@ -31,7 +31,7 @@ def command(port: int, address: str, at_least: int, as_json: bool) -> None:
 
     Each scrape counts anew. As root all processes are served, else one's own, with open seams by elimination.
 
-    Exit status: 0 done, or ended by SIGINT or SIGTERM; 1 cannot listen there; 2 bad usage.
+    Exit status: 0 done, or ended by SIGTERM; 1 cannot listen there; 2 bad usage; 130 interrupted.
     """
     collector = VmaCollector(at_least)
     if as_json:
@@ -48,9 +48,10 @@ def command(port: int, address: str, at_least: int, as_json: bool) -> None:
     shown = f"[{address}]" if ":" in address else address
     click.echo(f"vmaweld: serving http://{shown}:{server.server_port}/metrics", err=True)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    stop.wait()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        stop.wait()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -2,19 +2,22 @@
 
 import gc
 import json
+import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import DONE, NO, PID, USAGE, Number, console, fail, fail_for, print_json
+from vmaweld.cli.common import DONE, NO, OUTPUT, PID, USAGE, Number, console, fail, fail_for, print_json
 from vmaweld.inspect.as_json import census_data, maps_data, report_data, watch_data
 from vmaweld.inspect.collect import inspect_process
 from vmaweld.inspect.report import Report
 from vmaweld.inspect.text import map_lines, print_report, summary_line
 from vmaweld.inspect.words import percent_text
 from vmaweld.kernel.errors import KernelError, ProcessGone
+from vmaweld.output import Output
 from vmaweld.words import count_text, printable
 
 EXAMPLES = """\b
@@ -47,8 +50,8 @@ class _Percent(click.ParamType[float]):
 @click.option("--all", "everything", is_flag=True, help="Rank every process of the system by its VMAs.")
 @click.option("--maps", is_flag=True, help="The address space as rows, each border annotated with what holds it.")
 @click.option("--json", "as_json", is_flag=True, help="JSON; keys in docs/inspect.md. With --maps the VMAs too.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture to zoom into.")
-@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture for documents.")
+@click.option("--html", type=OUTPUT, help="Write a picture to zoom into.")
+@click.option("--svg", type=OUTPUT, help="Write a picture for documents.")
 @click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Rows to list at most.")
 @click.option("--watch", type=Number(0.05), metavar="SECONDS", help="One line every SECONDS until the process ends.")
 @click.option("--warn", type=_Percent(), help="Exit with status 1 at this share of vm.max_map_count.")
@@ -69,7 +72,8 @@ def command(
     anon_vma holds open. As root the answer is exact, for one's own processes it is by elimination.
 
     Exit status: 0 done; with --watch: the process has ended and --warn was not reached. 1 there is no such process, it
-    has no memory, or --warn was reached. 2 bad usage, a thread's id among it. 3 not permitted.
+    has no memory, or --warn was reached. 2 bad usage, a thread's id among it. 3 not permitted. 130
+    interrupted.
     """
     if everything == (pid is not None):
         fail("give a PID or --all, one of the two", USAGE)
@@ -80,24 +84,25 @@ def command(
     if pid is None:
         _rank(as_json, limit)
         return
+    if html and svg and os.path.realpath(html) == os.path.realpath(svg):
+        fail("--html and --svg name the same file: give each its own", USAGE)
     try:
         if watch is not None:
             raise SystemExit(_watch(pid, watch, warn, as_json))
         gc.disable()  # from here to the end nothing becomes garbage, but a collection would visit 300,000 objects
-        report = inspect_process(pid)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None  # as a shell does: 1 would say that --warn was reached
+        with _output(html) as html_output, _output(svg) as svg_output:
+            report = inspect_process(pid)
+            # The drawing modules are imported only where they are asked for: starting is a third of what inspect takes.
+            if html_output is not None:
+                from vmaweld.inspect.html import picture
+
+                html_output.write(picture(report).encode("utf-8"))
+            if svg_output is not None:
+                from vmaweld.inspect.svg import strip
+
+                svg_output.write(strip(report).encode("utf-8"))
     except KernelError as error:
         fail_for(error)
-    # The drawing modules are imported only where they are asked for: starting is a third of what inspect takes.
-    if html is not None:
-        from vmaweld.inspect.html import picture
-
-        _write(html, picture(report))
-    if svg is not None:
-        from vmaweld.inspect.svg import strip
-
-        _write(svg, strip(report))
     if as_json:
         data = report_data(report)
         if maps:
@@ -117,11 +122,8 @@ def command(
         raise SystemExit(NO)
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}", NO)
+def _output(path: Path | None) -> Output | nullcontext[None]:
+    return nullcontext() if path is None else Output(path, stream=True)
 
 
 def _warning(report: Report, warn: float) -> str:

@@ -10,10 +10,9 @@ from typing import Self
 import click
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from vmaweld.cli.common import NO, UNSUPPORTED, USAGE, console, fail
+from vmaweld.cli.common import INTERRUPTED, OUTPUT, UNSUPPORTED, USAGE, console, fail
 from vmaweld.trace.perf import RecorderError
 from vmaweld.trace.recorder import RECORDERS, CommandError, Recording, record
-from vmaweld.trace.store import TraceError
 from vmaweld.words import count_text
 
 EXAMPLES = """\b
@@ -23,10 +22,6 @@ Examples:
   vmaweld record --recorder strace -- ls      without privilege; page faults are assumed
   sudo vmaweld record -- sudo -u me ./prog    perf's eyes, the program's own user
 """
-
-
-INTERRUPTED = 128 + 2
-"""Exit status of who was interrupted, as shells tell it."""
 
 
 class ProgressBar:
@@ -84,8 +79,14 @@ def summary(recording: Recording) -> dict[str, object]:
     }
 
 
-def record_for_terminal(command: list[str], output: Path, recorder: str | None, *, snapshots: bool = True) -> Recording:
-    """`record` with its errors as one-line failures, its progress on a terminal and its warnings on stderr."""
+def record_for_terminal(
+    command: list[str], output: Path, recorder: str | None, *, snapshots: bool = True, keep: bool = True
+) -> Recording:
+    """`record` with its errors as one-line failures, its progress on a terminal and its warnings on stderr.
+
+    keep: the user gets the trace; else it is gone with this command.
+    """
+    before = _identity(output)
 
     def started(name: str, fallback: str) -> None:
         if fallback:
@@ -100,20 +101,30 @@ def record_for_terminal(command: list[str], output: Path, recorder: str | None, 
         fail(str(error), USAGE)
     except RecorderError as error:
         fail(f"cannot record: {error}", UNSUPPORTED)
-    except TraceError as error:
-        fail(str(error), NO)
     except KeyboardInterrupt:
-        kept = f"{output} holds what had been read by then" if output.exists() else "there is no trace"
-        fail(f"interrupted after the command had ended: {kept}", INTERRUPTED)
+        if not keep:
+            kept = "nothing is kept (-o FILE would keep the trace)"
+        elif _identity(output) != before:
+            kept = f"{output} holds what had been read by then"
+        else:
+            kept = f"{output} is what it was before" if before else "there is no trace"
+        fail(f"interrupted: {kept}", INTERRUPTED)
     for note in recording.metadata.notes:
         click.echo(f"vmaweld: {note}", err=True)
     return recording
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file the name `path` stands for; None for none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_dev, about.st_ino
+
+
 @click.command(epilog=EXAMPLES, context_settings={"allow_interspersed_args": False, "max_content_width": 100})
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The trace file; default: COMMAND.trace."
-)
+@click.option("-o", "--output", type=OUTPUT, help="The trace file; default: COMMAND.trace.")
 @click.option(
     "--recorder", type=click.Choice(RECORDERS), help="perf sees page faults; strace needs no privilege. Default: perf."
 )
@@ -129,7 +140,8 @@ def command(
     recording ends with the command.
 
     Exit status: the command's own, 128 + N where signal N ended it. Where nothing was recorded: 1 the trace cannot be
-    written; 2 bad usage or no such command; 3 no recorder works here.
+    written, or the disk is full; 2 bad usage, no such command, or an output that is never replaced (no regular file,
+    or one in use here); 3 no recorder works here; 130 interrupted.
     """
     if command_line[0] == "--":
         command_line = command_line[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import click
@@ -92,7 +93,7 @@ def command(
     stock kernel of the series is held against each of its patches alone and both.
 
     Exit status: 0 done; 1 the trace cannot be read, or --check found fewer exact rows than the threshold or none to
-    compare; 2 bad usage.
+    compare; 2 bad usage; 130 interrupted.
     """
     if pipe and (checking or as_json):
         fail("--trace-pipe prints trace lines: give it without --check and --json", USAGE)
@@ -140,6 +141,8 @@ def _many(paths: list[str], base: str, policies: tuple[str, ...], jobs: int, as_
             )
     except TraceError as error:
         fail(str(error), NO)
+    except BrokenProcessPool:
+        fail("a process that replayed was killed, for want of memory perhaps: try fewer --jobs", NO)
     if not as_json:
         print_overview(paths, answers, console())
     elif len(paths) == 1:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import NO, USAGE, fail, print_json
+from vmaweld.cli.common import NO, OUTPUT, USAGE, fail, print_json
 from vmaweld.cli.replay_command import replay_for_terminal
+from vmaweld.output import Output
 from vmaweld.study.as_json import report_data
 from vmaweld.study.policies import DEFAULT_BASE, known_policies
 from vmaweld.study.text import summary_text
@@ -22,7 +23,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("trace_file", metavar="TRACE", type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="The file; default: TRACE's name, .html.")
+@click.option("--html", type=OUTPUT, help="The file; default: TRACE's name, .html.")
 @click.option(
     "-p", "--policy", "policies", multiple=True, metavar="POLICY", help="A policy to replay under. Repeatable."
 )
@@ -33,22 +34,20 @@ def command(trace_file: Path, html: Path | None, policies: tuple[str, ...], base
 
     The file needs nothing else and opens in any browser.
 
-    Exit status: 0 done; 1 the trace cannot be read or the report cannot be written; 2 bad usage.
+    Exit status: 0 done; 1 the trace cannot be read or the report cannot be written; 2 bad usage, TRACE itself as the
+    file among it; 130 interrupted.
     """
     if base is not None and policies:
         fail("give --base or --policy, one of the two", USAGE)
     path = html or trace_file.with_suffix(".html")
     try:
-        with open_trace(trace_file) as trace:
+        with open_trace(trace_file) as trace, Output(path, inputs=[trace_file], stream=True) as output:
             answer = replay_for_terminal(trace, base or DEFAULT_BASE, policies)
+            from vmaweld.study.html import page  # plotly takes a second to import: not for a trace that cannot be read
+
+            output.write(page(answer).encode("utf-8"))
     except TraceError as error:
         fail(str(error), NO)
-    from vmaweld.study.html import page  # plotly takes a second to import: not for a trace that cannot be read
-
-    try:
-        path.write_text(page(answer), encoding="utf-8")
-    except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}", NO)
     if as_json:
         print_json(report_data(answer, trace_file, path))
     else:

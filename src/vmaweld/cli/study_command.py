@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import click
 
-from vmaweld.cli.common import NO, USAGE, console, fail, print_json
+from vmaweld.cli.common import INTERRUPTED, NO, OUTPUT, USAGE, console, fail, print_json
 from vmaweld.cli.record_command import record_for_terminal
 from vmaweld.cli.replay_command import replay_for_terminal
 from vmaweld.policy import PolicyError
+from vmaweld.scratch import Scratch
 from vmaweld.study.as_json import answer_data
 from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
 from vmaweld.study.text import print_answer
@@ -34,7 +34,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES, context_settings={"allow_interspersed_args": False, "max_content_width": 100})
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Keep the trace in this file.")
+@click.option("-o", "--output", type=OUTPUT, help="Keep the trace in this file.")
 @click.option("--sample", metavar="NAME", help=f"Study a shipped recording: {', '.join(sample_names())}.")
 @click.option("--or-sample", metavar="NAME", help="Where nothing can record here, study this sample and say so.")
 @click.option(
@@ -60,7 +60,7 @@ def command(
     stdout holds the JSON alone: the command's own output goes to stderr then.
 
     Exit status: 0 the study is done, whatever the command's own status, which the report tells; 1 the trace cannot be
-    written or read; 2 bad usage or no such command; 3 no recorder works here.
+    written or read; 2 bad usage or no such command; 3 no recorder works here; 130 interrupted.
     """
     arguments = list(command_line[1:] if command_line[:1] == ("--",) else command_line)
     if base is not None and policies:
@@ -85,10 +85,9 @@ def command(
             with open_sample(sample) as trace:
                 _answer(trace, base, policies, as_json)
             return
-        with tempfile.TemporaryDirectory(prefix="vmaweld-") as directory:
-            path = output or Path(directory, "study.trace")
+        with _trace_file(output) as path:
             with _stdout_to_stderr() if as_json else nullcontext():
-                record_for_terminal(arguments, path, recorder, snapshots=output is not None)
+                record_for_terminal(arguments, path, recorder, snapshots=output is not None, keep=output is not None)
             if not as_json:
                 _separate()
             with open_trace(path) as trace:
@@ -97,6 +96,20 @@ def command(
                 _next(output)
     except TraceError as error:
         fail(str(error), USAGE if sample else NO)
+    except KeyboardInterrupt:
+        if output is None:
+            raise
+        fail(f"interrupted: {output} holds the whole recording, for `vmaweld replay {output}`", INTERRUPTED)
+
+
+@contextmanager
+def _trace_file(output: Path | None) -> Iterator[Path]:
+    """Where the recording goes: to `output`, or into a directory that is gone afterwards."""
+    if output is not None:
+        yield output
+        return
+    with Scratch() as scratch:
+        yield scratch.place / "study.trace"
 
 
 def _answer(trace: Trace, base: str | None, policies: tuple[str, ...], as_json: bool) -> None:

@@ -29,7 +29,7 @@ def command(every: float, sort: str, only: str, as_json: bool) -> None:
     Keys: v o g p n sort, r reverses, / filters, Enter shows one process, Escape goes back from there, q quits. As root
     all processes are shown and open seams are exact; else one's own, by elimination.
 
-    Exit status: 0 done; 2 bad usage, or there is no terminal.
+    Exit status: 0 done; 2 bad usage, or there is no terminal; 130 interrupted.
     """
     if as_json:
         census = Census()
@@ -41,4 +41,7 @@ def command(every: float, sort: str, only: str, as_json: bool) -> None:
         fail("top needs a terminal; for scripts there are `vmaweld top --json` and `vmaweld export`", USAGE)
     from vmaweld.inspect.top import Top  # textual takes half a second to import: not for JSON
 
-    Top(every, only, sort).run()
+    top = Top(every, only, sort)
+    top.run()
+    if top.return_code:
+        raise SystemExit(top.return_code)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vmaweld.cli.common import NO, UNSUPPORTED, USAGE, Number, console, fail, print_json
+from vmaweld.cli.common import INTERRUPTED, NO, UNSUPPORTED, USAGE, Number, console, fail, print_json
 from vmaweld.kernel.errors import KernelError
 from vmaweld.policy import PolicyError, parse_policy, policy_for_release
 from vmaweld.verify import run as verify_run
@@ -62,7 +62,8 @@ def command(
     Compared are each call's result, every row (range, flags, page offset, file) and, as root, the anon_vmas up to
     renaming. The programs run in a sacrificial process of their own.
 
-    Exit status: 0 nothing differs; 1 something does; 2 bad usage; 3 no programs can be run here, or no guest.
+    Exit status: 0 nothing differs; 1 something does; 2 bad usage; 3 no programs can be run here, or no guest; 130
+    interrupted, and the output says where to go on.
     """
     try:
         policy = parse_policy(policy_name) if policy_name else None
@@ -120,15 +121,21 @@ def _tell(outcome: Outcome, low: int, as_test_name: str | None, as_json: bool) -
     else:
         what = "hidden fields included" if outcome.exact else "visible fields only (root sees the hidden ones too)"
         extent = f"{count_text(outcome.events, 'event')} in {count_text(outcome.programs, 'program')}"
+        if outcome.interrupted:
+            print("Interrupted.", end=" ")
         print(f"{outcome.policy} against {outcome.kernel}: {extent}.")
         if found is None:
-            print(f"No difference, {what}. Go on with --seed {outcome.next_seed}.")
+            here = " by then" if outcome.interrupted else ""
+            print(f"No difference{here}, {what}. Go on with --seed {outcome.next_seed}.")
         else:
-            print(f"Model and kernel differ (program {outcome.failed_program}). Shrunk:\n")
+            shrunk = "Interrupted while shrinking it" if outcome.interrupted else "Shrunk"
+            print(f"Model and kernel differ (program {outcome.failed_program}). {shrunk}:\n")
             print("\n".join(story(found, low)))
+    if found is not None and as_test_name:
+        print("\n" + "\n".join(as_test(found, outcome.policy, as_test_name)))
+    if outcome.interrupted:
+        raise SystemExit(INTERRUPTED)
     if found is not None:
-        if as_test_name:
-            print("\n" + "\n".join(as_test(found, outcome.policy, as_test_name)))
         raise SystemExit(NO)
 
 
@@ -152,6 +159,8 @@ def _verify_guest(version: str, events: int, seed: int, seconds: float, policy_n
         )
     except GuestError as error:
         fail(str(error), UNSUPPORTED)
+    except KeyboardInterrupt:
+        fail(f"interrupted; what the guest had done by then is not known: begin again with --seed {seed}", INTERRUPTED)
     print(finished.stdout, end="")
     if finished.status:
         print(finished.stderr, end="", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import click
 
 from vmaweld import abi
-from vmaweld.cli.common import DONE, NO, PID, UNSUPPORTED, USAGE, Number, fail, fail_for, print_json
+from vmaweld.cli.common import DONE, INTERRUPTED, NO, PID, UNSUPPORTED, USAGE, Number, fail, fail_for, print_json
 from vmaweld.kernel import procfs
 from vmaweld.kernel.errors import KernelError
 from vmaweld.welding import guardian, remote
@@ -27,7 +27,8 @@ Examples:
 \b
 Exit status: 0 no open seam is left of those asked for: inside --range, in runs of --min-gain or
 more. 1 some are (the output tells why), the process has ended, or nobody said yes. 2 bad usage.
-3 refused, nothing changed. With --dry-run 0 says only that the plan was told.
+3 refused, nothing changed. 130 interrupted (the output tells what was done). With --dry-run 0 says
+only that the plan was told.
 """
 
 
@@ -85,17 +86,23 @@ def command(
                 fail("nobody is there to ask: say --yes to weld, or --dry-run to look", USAGE)
             if not click.confirm("Weld now?", default=False):
                 raise SystemExit(NO)
-        report = guardian.weld(pid, options, _progress if sys.stderr.isatty() else None)
+        ended = guardian.weld(pid, options, _progress if sys.stderr.isatty() else None)
+        if ended.report is None:
+            _tell_interrupted(pid, len(snapshot.rows), plan, options, as_json)
+            raise SystemExit(INTERRUPTED)
     except Refused as error:
         fail(str(error), UNSUPPORTED)
     except HalfDone as error:
         fail(str(error), NO)
     except KernelError as error:
         fail_for(error)
+    report = ended.report
     if as_json:
         print_json(report.as_json())
     else:
         _tell_report(report)
+    if ended.interrupted:
+        fail("interrupted, but the weld was done by then", INTERRUPTED)
     raise SystemExit(NO if any(left.reason != GAIN for left in report.left) else DONE)
 
 
@@ -161,6 +168,30 @@ def _tell_report(report: Report) -> None:
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     _tell_left(report.left, "left open")
+
+
+def _tell_interrupted(pid: int, vmas: int, plan: Plan, options: remote.Options, as_json: bool) -> None:
+    """What is done and what is left, by another look at the process: that is true whatever the weld was about to do.
+
+    vmas, plan: how it was before.
+    """
+    snapshot, rest = remote.survey(pid, options)
+    if as_json:
+        before = plan.seams + sum(left.seams for left in plan.left)
+        left = rest.seams + sum(entry.seams for entry in rest.left)
+        data: dict[str, object] = {
+            "pid": pid,
+            "interrupted": True,
+            "vmas": {"before": vmas, "after": len(snapshot.rows)},
+            "seams": {"before": before, "closed": before - left, "left": left},
+        }
+        print_json(data)
+        return
+    fail(
+        f"interrupted: {vmas:,} -> {count_text(len(snapshot.rows), 'VMA')}, "
+        f"{count_text(rest.seams, 'seam')} of {plan.seams:,} can still be welded",
+        INTERRUPTED,
+    )
 
 
 def _plan_as_json(pid: int, vmas: int, plan: Plan, unshare: bool) -> dict[str, object]:

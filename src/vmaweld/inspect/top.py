@@ -295,7 +295,7 @@ class Top(App[None]):
     """
 
     TITLE = "vmaweld top"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "quit", show=False, priority=True)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c", "interrupt", show=False, priority=True)]
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #summary { height: 1; padding: 0 1; }
@@ -310,6 +310,10 @@ class Top(App[None]):
     def __init__(self, seconds: float = 2.0, only: str = "", sort: str = "vmas") -> None:
         super().__init__()
         self._list = ProcessList(seconds, only, sort)
+
+    def action_interrupt(self) -> None:
+        """End as Ctrl-C ends every command: with status 130."""
+        self.exit(return_code=130)
 
     def on_mount(self) -> None:
         """Show the list."""

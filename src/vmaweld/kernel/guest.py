@@ -29,6 +29,7 @@ from typing import Final, NamedTuple
 from vmaweld.kernel import guest_init
 from vmaweld.kernel.guest_archive import GuestError
 from vmaweld.kernel.guest_image import Image, cached, fetch
+from vmaweld.scratch import Scratch
 
 __all__ = ["OUTPUT", "Finished", "Guest", "GuestError", "available"]
 
@@ -126,10 +127,10 @@ class Guest:
         on_stderr: called with what it writes to stderr, while it runs.
         Raises GuestError: it did not boot, or did not end in time.
         """
-        with tempfile.TemporaryDirectory(prefix="vmaweld-guest-") as scratch:
-            shared = Path(scratch) / "out"
+        with Scratch() as scratch:
+            shared = scratch.path / "out"
             shared.mkdir()
-            ramdisk = Path(scratch) / "ramdisk"
+            ramdisk = scratch.path / "ramdisk"
             told = {
                 "command": list(command),
                 "directory": directory or os.getcwd(),

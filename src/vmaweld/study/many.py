@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, Final
 
 from vmaweld.policy import Policy, parse_policy
@@ -64,6 +64,10 @@ def replay_many(
         for done, _ in enumerate(as_completed(futures), 1):
             progress(done, len(tasks))
         parts = [future.result() for future in futures]
+    except BaseException:
+        for worker in active_children():  # whoever was interrupted does not wait for long replays
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     names = [policy.name for policy in policies]

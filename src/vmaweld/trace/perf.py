@@ -6,6 +6,7 @@ event on to every new task on every CPU, and eighty events would make each fork 
 
 import ctypes
 import os
+import re
 import select
 import shutil
 import signal
@@ -31,11 +32,18 @@ _READY_SECONDS: Final = 30
 _LARGEST_BUFFER: Final = 16 << 20
 _SMALLEST_BUFFER: Final = 1 << 20
 _BUFFER_TOTAL: Final = 512 << 20
+_FULL: Final = re.compile("failed to write perf data, error: (.*)")
+"""What perf says before it ends early (record__write in the kernel's tools/perf/builtin-record.c)."""
+_ROOM: Final = 1 << 16
 _WRITE_FAULT: Final = 2  # bit 1 of the page fault's error code
 
 
 class RecorderError(Exception):
     """The recorder does not work here; one line: what, why, what to do."""
+
+
+class NoRoomError(Exception):
+    """The disk is full on which a recorder keeps what it sees; one line."""
 
 
 def available() -> tuple[bool, str]:
@@ -101,13 +109,15 @@ class PerfRecorder:
     """CLOCK_MONOTONIC, which perf is told to stamp its records with."""
 
     def __init__(self, directory: Path, buffer: int | None = None) -> None:
-        self._directory = directory
         self._buffer = _LARGEST_BUFFER if buffer is None else buffer
         while (
             buffer is None and self._buffer > _SMALLEST_BUFFER and self._buffer * (os.cpu_count() or 1) > _BUFFER_TOTAL
         ):
             self._buffer //= 2
         self._data = directory / "perf.data"
+        # In memory: where perf has to tell that the disk is full, there is no room for it on that disk.
+        self._chatter = os.memfd_create("vmaweld-perf")
+        self._said = ""
         self.process: subprocess.Popen[bytes] | None = None
         self._control = -1
         self._begin = 0
@@ -121,7 +131,7 @@ class PerfRecorder:
         return pid
 
     def attach(self, pid: int) -> None:
-        """Start perf on `pid` and wait until it records. Raises RecorderError."""
+        """Start perf on `pid` and wait until it records. Raises RecorderError, NoRoomError."""
         perf = shutil.which("perf")
         if perf is None:
             raise RecorderError("perf is not installed: apt install linux-perf")
@@ -147,16 +157,15 @@ class PerfRecorder:
             "-e", "raw_syscalls:sys_enter", "--filter", entered,
             "-e", "raw_syscalls:sys_exit", "--filter", left,
         ]  # fmt: skip
-        with (self._directory / "perf.out").open("wb") as chatter:
-            # In a session of its own: a Ctrl-C is for the command, perf ends when we say so.
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=chatter,
-                stderr=chatter,
-                pass_fds=(control, acknowledge),
-                start_new_session=True,
-            )
+        # In a session of its own: a Ctrl-C is for the command, perf ends when we say so.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._chatter,
+            stderr=self._chatter,
+            pass_fds=(control, acknowledge),
+            start_new_session=True,
+        )
         os.close(control)
         os.close(acknowledge)
         try:
@@ -164,6 +173,7 @@ class PerfRecorder:
             ready, _, _ = select.select([acknowledged], [], [], _READY_SECONDS)
             if not ready or not os.read(acknowledged, 16).startswith(b"ack"):
                 self._end(signal.SIGTERM)
+                self._check_room()
                 raise RecorderError(f"perf does not record here: {self._complaint()}")
         finally:
             os.close(acknowledged)
@@ -171,12 +181,20 @@ class PerfRecorder:
 
     def _complaint(self) -> str:
         """What perf itself said, as a line."""
-        try:
-            lines = (self._directory / "perf.out").read_text(errors="replace").splitlines()
-        except OSError:
-            lines = []
-        said = [line.strip() for line in lines if line.strip() and not line.startswith(("Events ", "[ perf"))]
+        lines = (line.strip() for line in self._said.splitlines())
+        said = [line for line in lines if line and not line.startswith(("Events ", "[ perf"))]
         return " ".join(said[:3]) or "it said nothing"
+
+    def _check_room(self) -> None:
+        """Raise NoRoomError if perf ended because its disk is full. Where it cannot write at all, it says nothing."""
+        full = _FULL.search(self._said)
+        if full is not None:
+            raise NoRoomError(f"perf: {full[1].strip()}")
+        if not self._said.strip():
+            try:
+                (self._data.parent / "room").write_bytes(bytes(_ROOM))
+            except OSError as error:
+                raise NoRoomError(f"perf: {error.strerror}") from None
 
     def _end(self, number: int) -> None:
         perf = self.process
@@ -193,6 +211,8 @@ class PerfRecorder:
         except subprocess.TimeoutExpired:
             perf.kill()
             perf.wait()
+        self._said = os.pread(self._chatter, 1 << 16, 0).decode(errors="replace")
+        os.close(self._chatter)
 
     def stop(self) -> None:
         """End the recording; perf finishes its file."""
@@ -201,8 +221,9 @@ class PerfRecorder:
     def convert(self, writer: TraceWriter, root: int, samples: list[Sample], progress: Progress) -> None:
         """Turn what was recorded into `writer`'s events; samples that fit exactly become its snapshots.
 
-        Raises RecorderError where perf left nothing that can be read.
+        Raises RecorderError where perf left nothing that can be read, NoRoomError where its disk was full.
         """
+        self._check_room()
         begin = self._begin
         assembler = Assembler(writer.append, root, special_flags=special_flags(), nodes=nodes(), begin=begin)
         try:

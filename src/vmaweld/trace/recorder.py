@@ -4,7 +4,6 @@ import gc
 import os
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from vmaweld.abi import DEFAULT_MAX_MAP_COUNT, PAGE_SIZE
+from vmaweld.output import OutputError
 from vmaweld.trace import perf, strace
 from vmaweld.trace.launch import Launch, LaunchError
-from vmaweld.trace.perf import PerfRecorder, RecorderError
+from vmaweld.trace.perf import NoRoomError, PerfRecorder, RecorderError
 from vmaweld.trace.progress import Progress
 from vmaweld.trace.sampler import Sample, Sampler
 from vmaweld.trace.store import Metadata, TraceWriter
@@ -118,30 +118,33 @@ def record(
     Raises:
         CommandError: there is no such command.
         RecorderError: no recorder works here, or not the one asked for.
-        TraceError: `output` cannot be written.
+        OutputError: `output` cannot be written, or what grows beside it while the command runs.
 
     """
     path = Path(output)
     if not command:
         raise CommandError("no command given")
-    if shutil.which(command[0]) is None:
+    program = shutil.which(command[0])
+    if program is None:
         what = "not executable" if os.path.exists(command[0]) and "/" in command[0] else "command not found"
         raise CommandError(f"{command[0]}: {what}")
     name, fallback = choose(recorder)
     metadata = machine_metadata(command)
     metadata.recorder = name
     # The writer first: an output that cannot be written is known before the command has run.
-    with (
-        TraceWriter(path, metadata) as writer,
-        tempfile.TemporaryDirectory(prefix=".vmaweld-", dir=path.absolute().parent) as directory,
-    ):
-        source = PerfRecorder(Path(directory)) if name == "perf" else StraceRecorder(Path(directory))
+    with TraceWriter(path, metadata, inputs=[program]) as writer:
+        source = PerfRecorder(writer.directory) if name == "perf" else StraceRecorder(writer.directory)
         metadata.faults = source.faults
         started(name, fallback)
-        root, status, samples, seconds = _run(list(command), source, snapshots)
-        metadata.exit_status = status
-        with _without_gc():
-            source.convert(writer, root, samples, progress)
+        try:
+            root, status, samples, seconds = _run(list(command), source, snapshots)
+            metadata.exit_status = status
+            with _without_gc():
+                source.convert(writer, root, samples, progress)
+        except NoRoomError as error:
+            raise OutputError(
+                f"cannot write {path}: no room beside it for what is recorded ({error}); name an output on another disk"
+            ) from None
         metadata.notes += _notes(metadata)
     return Recording(path, status, metadata, fallback, seconds)
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from vmaweld import __version__
 from vmaweld.events import Event, events_from_columns
+from vmaweld.output import Output
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.trace.columns import as_list
 
@@ -131,36 +132,42 @@ class TakenSnapshot:
 class TraceWriter:
     """Writes a trace as a stream: memory stays bounded, the file appears under its name when it is whole.
 
-    Leaving the ``with`` block publishes the file, on an interrupt (KeyboardInterrupt) as well, then marked
-    `Metadata.interrupted`; any other exception leaves no file.
+    Leaving the ``with`` block publishes the file. On an interrupt (KeyboardInterrupt) it is published where no file
+    stood before, marked `Metadata.interrupted`. Any other exception leaves all as it was.
+
+    inputs: files that the trace must not replace, as `Output` has them. Whatever writes raises OutputError.
 
     >>> with TraceWriter("run.trace", Metadata(recorder="perf")) as writer:  # doctest: +SKIP
     ...     writer.append(Event("munmap", 7, addr=0x10000, length=4096, result=0, time=12))
     """
 
-    def __init__(self, path: str | os.PathLike[str], metadata: Metadata) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], metadata: Metadata, *, inputs: Iterable[str | os.PathLike[str]] = ()
+    ) -> None:
         self.path = Path(path)
         self.metadata = metadata
-        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._pending: list[Event] = []
         self._batches: list[pa.RecordBatch] = []
         self._rows = 0
         self._pids: set[int] = set()
         self._first: int | None = None
         metadata.events = metadata.snapshots = metadata.duration = 0
-        try:
-            # Opened here, for Arrow's own files would be inherited by the command that is recorded.
-            self._file = self._partial.open("wb")
-        except OSError as error:
-            raise _cannot_write(self.path, error) from None
+        # No file of Arrow's own, which the command that is recorded would inherit.
+        self._output = Output(path, inputs=inputs)
         # Times only rise, so their differences are tiny; zstd then packs them to a byte or two.
         self._writer = pq.ParquetWriter(
-            self._file,
+            self._output.file,
             SCHEMA,
             compression="zstd",
             use_dictionary=_DICTIONARY,
             column_encoding={"time": "DELTA_BINARY_PACKED"},
         )
+
+    @property
+    def directory(self) -> Path:
+        """A private directory on the trace's own disk, for what else the work needs; it is gone with the writer."""
+        assert self._output.scratch is not None
+        return self._output.scratch.path
 
     def append(self, event: Event) -> None:
         """Add `event`; events come in the order in which they happened."""
@@ -202,29 +209,29 @@ class TraceWriter:
             try:
                 self._writer.write_table(pa.Table.from_batches(self._batches), row_group_size=2 * _GROUP_ROWS)
             except OSError as error:
-                raise _cannot_write(self.path, error) from None
+                raise self._output.error(error) from None
             self._batches = []
             self._rows = 0
 
     def close(self) -> None:
         """Write what is left and the metadata, then give the file its name."""
-        self._collect()
-        self._flush()
-        self.metadata.processes = len(self._pids)
         try:
+            self._collect()
+            self._flush()
+            self.metadata.processes = len(self._pids)
             self._writer.add_key_value_metadata({"vmaweld": json.dumps(self.metadata.as_json())})
             self._writer.close()
-            self._file.close()
-            os.replace(self._partial, self.path)
-        except OSError as error:
+        except BaseException as error:
             self._discard()
-            raise _cannot_write(self.path, error) from None
+            if isinstance(error, OSError):
+                raise self._output.error(error) from None
+            raise
+        self._output.publish()
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):  # a full disk: nothing of it is wanted any more
             self._writer.close()
-            self._file.close()
-        self._partial.unlink(missing_ok=True)
+        self._output.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -234,7 +241,7 @@ class TraceWriter:
     ) -> None:
         if kind is None:
             self.close()
-        elif issubclass(kind, KeyboardInterrupt):
+        elif issubclass(kind, KeyboardInterrupt) and not self._output.replaces:
             self.metadata.interrupted = True
             self.close()
         else:
@@ -247,10 +254,6 @@ def _array(values: list[Any], type: pa.DataType) -> pa.Array:
     except UnicodeEncodeError:
         # A path that is no UTF-8, decoded with surrogates: Parquet's strings are UTF-8, so show its bytes.
         return pa.array([v and v.encode(errors="surrogateescape").decode(errors="backslashreplace") for v in values])
-
-
-def _cannot_write(path: Path, error: OSError) -> TraceError:
-    return TraceError(f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}")
 
 
 def _snapshot_batch(snapshot: Snapshot, time: int) -> pa.RecordBatch:

@@ -19,9 +19,10 @@ from vmaweld.snapshot import Row, Snapshot
 from vmaweld.trace import strace_log
 from vmaweld.trace.assembler import Assembler
 from vmaweld.trace.calls import NUMBERS, policy_text
+from vmaweld.trace.perf import NoRoomError
 from vmaweld.trace.progress import Progress
 from vmaweld.trace.sampler import Sample
-from vmaweld.trace.store import TraceError, TraceWriter
+from vmaweld.trace.store import TraceWriter
 from vmaweld.trace.strace_pipe import COLUMNS, LogPipe
 
 _TASKS: Final = ("clone", "clone3", "fork", "vfork")
@@ -95,17 +96,17 @@ class StraceRecorder:
         self._pipe.start()
 
     def stop(self) -> None:
-        """Read the log to its end. strace ends with the command. Raises TraceError where it could not be written."""
+        """Read the log to its end. strace ends with the command. Raises NoRoomError where it is not whole."""
         assert self._pipe is not None
         try:
             self._pipe.stop()
         except OSError as error:
-            raise TraceError(f"cannot write strace's log to {self._log.parent}: {error.strerror}") from None
+            raise NoRoomError(f"strace's log: {error.strerror}") from None
         self.looks = self._pipe.looks
 
     def convert(self, writer: TraceWriter, root: int, samples: list[Sample], progress: Progress) -> None:
         """Turn the log into `writer`'s events. `root` is strace's own pid: the command's is the log's first."""
-        size = self._log.stat().st_size if self._log.exists() else 0
+        size = self._log.stat().st_size
         with self._log.open(encoding="utf-8", errors="surrogateescape") as lines:
             first = next(lines, "")
             begin = next((line[1] for line in strace_log.parse([first])), 0)

@@ -63,8 +63,11 @@ class LogPipe:
         if heir == 0:
             try:
                 os.setsid()  # no signal of the terminal is meant for it
-                os.close(alive)
-                os.close(self._writer)
+                # Whatever else is open is ours alone: the other ends of these pipes, and locks that tell that we live.
+                for held in map(int, os.listdir("/proc/self/fd")):
+                    if held not in (waiting, self._reader):
+                        with contextlib.suppress(OSError):  # the listing itself
+                            os.close(held)
                 if not os.read(waiting, 1):
                     while os.read(self._reader, _PAGE):
                         pass
@@ -108,6 +111,7 @@ class LogPipe:
                 log.write(self._line)
         except OSError as error:
             self._error = error
+        finally:
             while os.read(self._reader, _PAGE):
                 pass
 

@@ -27,7 +27,7 @@ class Outcome:
 
     policy, kernel: what was held against what.      exact: hidden fields were compared.
     events, programs, seeds: how many; seeds are the finished ones.      next_seed: where a later run would go on.
-    difference: the first one, shrunk, or None.
+    difference: the first one, shrunk (as far as it was, if interrupted), or None. interrupted: by Ctrl-C.
     """
 
     def __init__(self, policy: str, kernel: str, exact: bool, first_seed: int) -> None:
@@ -40,6 +40,7 @@ class Outcome:
         self.next_seed = first_seed
         self.failed_program: int | None = None
         self.difference: Difference | None = None
+        self.interrupted = False
 
     def as_json(self) -> dict[str, object]:
         """The outcome under the keys that docs/verify.md tells."""
@@ -52,6 +53,7 @@ class Outcome:
             "programs": self.programs,
             "seeds": self.seeds,
             "next_seed": self.next_seed,
+            "interrupted": self.interrupted,
             "difference": None
             if found is None
             else {
@@ -144,28 +146,33 @@ def run(
     """Hold the model against the kernel for `events` events, seed after seed, or until the first difference.
 
     operations: only these kinds of events.     seconds: stop when `clock` has advanced so far, whatever is left.
+    A KeyboardInterrupt ends it, too, and the outcome is what was found by then.
     """
     outcome = Outcome(bench.policy.name, os.uname().release, bench.executor.exact, first_seed)
     maker = make_maker(bench, operations)
     end = clock() + seconds if clock is not None and seconds else None
     seed = first_seed
-    while outcome.events < events:
-        for number in range(SEED_EVENTS // PROGRAM_LENGTH + 1):
-            if outcome.events >= events or (end is not None and clock is not None and clock() >= end):
-                return outcome
-            program = maker.make(seed << 20 | number, PROGRAM_LENGTH)
-            found = bench.check(program)
-            outcome.events += len(program) if found is None else len(found.program)
-            outcome.programs += 1
-            if progress is not None:
-                progress(outcome)
-            if found is not None:
-                outcome.failed_program = seed << 20 | number
-                outcome.difference = shrunk(bench, found)
-                return outcome
-        outcome.seeds += 1
-        seed += 1
-        outcome.next_seed = seed
+    try:
+        while outcome.events < events:
+            for number in range(SEED_EVENTS // PROGRAM_LENGTH + 1):
+                if outcome.events >= events or (end is not None and clock is not None and clock() >= end):
+                    return outcome
+                program = maker.make(seed << 20 | number, PROGRAM_LENGTH)
+                found = bench.check(program)
+                outcome.events += len(program) if found is None else len(found.program)
+                outcome.programs += 1
+                if progress is not None:
+                    progress(outcome)
+                if found is not None:
+                    outcome.failed_program = seed << 20 | number
+                    outcome.difference = found
+                    outcome.difference = shrunk(bench, found)
+                    return outcome
+            outcome.seeds += 1
+            seed += 1
+            outcome.next_seed = seed
+    except KeyboardInterrupt:
+        outcome.interrupted = True
     return outcome
 
 
