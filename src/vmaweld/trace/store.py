@@ -201,7 +201,10 @@ class TraceWriter:
         pending = self._pending
         if not pending:
             return
-        columns = [_array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
+        try:
+            columns = [_array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
+        except (OverflowError, pa.ArrowInvalid) as error:
+            raise TraceError(f"cannot write {self.path}: an event has a number that no kernel gives: {error}") from None
         columns += [pa.nulls(len(pending), type) for _, type in _ROW_COLUMNS]
         batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
         pids = {event.pid for event in pending}
