@@ -254,11 +254,11 @@ def test_a_line_that_strace_does_not_write_harms_no_other(line: str, tmp_path: P
     assert convert(line + "\n", tmp_path)[0] in ([], events[1:-2])
 
 
-@pytest.mark.parametrize("name", [") = 1 E1 (a) (b" * 270, ") = 1<" * 680, "(" * 4000, "<" * 4000, "field:" * 600])
-def test_a_file_name_that_looks_like_results_takes_no_longer_than_another(name: str) -> None:
-    line = f'10 1700.000000000 execve("{name}", ["x"], 0x7f /* 3 vars */) = 0\n'
+@pytest.mark.parametrize("part", [") = 1 E1 (a) (b", ") = 1<> E1 () ()", ") = 1<", "(", "<", "field:", '"\\'])
+def test_a_file_name_that_looks_like_results_takes_no_longer_than_another(part: str) -> None:
+    line = f'10 1700.000000000 execve("{part * (40_000 // len(part))} x'
     begin = process_time()
-    found = list(parse([line] * 20))
+    found = list(parse([line]))
     took = process_time() - begin
-    assert [entry[5] for entry in found if entry[0] == "leave"] == [0] * 20
-    assert took < 5  # 0.01; with nested repetitions in the pattern, minutes
+    assert [entry[5] for entry in found] == [None, None]
+    assert took < 5  # some hundredths; with repetitions in repetitions, minutes

@@ -31,6 +31,8 @@ _MEMORY: Final = 3 << 30  # bytes of address space, of which Arrow's threads and
 _SECONDS: Final = 10
 """Processor time, so that a full machine makes no difference; an input takes milliseconds."""
 
+_PROGRESS_EVERY: Final = 10_000
+
 
 class TooSlow(BaseException):
     """An input took longer than any should."""
@@ -71,6 +73,9 @@ class Findings:
                     self._folder.mkdir(parents=True, exist_ok=True)
                     (self._folder / hashlib.sha1(data).hexdigest()[:12]).write_bytes(data)
         self.slowest = max(self.slowest, time.process_time() - begin)
+        if not self.inputs % _PROGRESS_EVERY:
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+            print(f"{self.inputs:,} inputs, {most} MiB at most, {len(self.kinds)} kinds of failure", flush=True)
 
 
 def _plain(name: str, findings: Findings, corpus: Sequence[bytes], inputs: int, seed: int) -> None:
@@ -89,7 +94,8 @@ def _led(atheris: Any, name: str, findings: Findings, inputs: int, finish: Calla
                 shutil.rmtree(grown, ignore_errors=True)
                 os._exit(status)
 
-        options = ["-timeout=600", f"-rss_limit_mb={_MEMORY >> 20}", "-verbosity=0", "-len_control=0"]
+        options = ["-timeout=600", "-report_slow_units=600", f"-rss_limit_mb={_MEMORY >> 20}", "-len_control=0"]
+        options += ["-verbosity=0", f"-artifact_prefix={grown}/"]
         atheris.Setup([sys.argv[0], *options, grown, str(CORPUS / name)], take)
         atheris.Fuzz()
 
