@@ -135,6 +135,7 @@ class PerfData:
         self._trailers: dict[int, int] = {}
         if entry < _SMALLEST_ATTRIBUTE or attrs_size > len(data):
             raise PerfDataError(f"{self._path} is damaged: its list of events is none")
+        listed = 0
         for place in range(attrs, attrs + attrs_size, entry):
             kind, _, config, _, sample_type = unpack_from("<IIQQQ", data, place)
             ids_at, ids_size = unpack_from("<QQ", data, place + entry - 16)
@@ -146,7 +147,8 @@ class PerfData:
                 decoder = _decoder(sample_type, *formats[config]) if kind == 2 and config in formats else None
             except (KeyError, error):
                 raise PerfDataError(f"{self._path}: the kernel's {formats[config][0]} has other fields") from None
-            if ids_size > len(data) // (attrs_size // entry):
+            listed += ids_size
+            if listed > len(data):
                 raise PerfDataError(f"{self._path} is damaged: its list of events is none")
             for event in unpack_from(f"<{ids_size // 8}Q", data, ids_at):
                 # Records that are no samples end with {tid, time, [id], [stream], [cpu], identifier}.
