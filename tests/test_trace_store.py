@@ -467,3 +467,23 @@ def test_a_column_twice_is_told_in_a_line(tmp_path: Path) -> None:
     )
     with pytest.raises(TraceError, match="column op"):
         open_trace(path)
+
+
+def test_a_footer_whose_names_are_no_utf8_is_told_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.trace"
+    small_trace(path)
+    rewrite(path, {})
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"new_length", b"new_lengt\xfe"))
+    with pytest.raises(TraceError, match="cut short or damaged"):
+        open_trace(path)
+
+
+def test_times_that_fall_or_lie_far_apart_are_read_as_they_were_written(tmp_path: Path) -> None:
+    for times in ((5, 3), (-(1 << 63), (1 << 63) - 1)):
+        path = tmp_path / "a.trace"
+        events = [Event("exit", 1, time=time) for time in times]
+        with TraceWriter(path, Metadata()) as writer:
+            for event in events:
+                writer.append(event)
+        assert list(open_trace(path).events()) == events

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from vmaweld.events import OPERATIONS
 from vmaweld.trace.store import SCHEMA
 
-_KINDS: Final = (*OPERATIONS, "snapshot", "vma", "vma", "fly", "", None)
+_KINDS: Final = (*OPERATIONS, "snapshot", "mmap", "mremap", "write")
+_ODD_KINDS: Final = ("vma", "snapshot", "fly", "", None)
 _WORDS: Final = (0, 1, 4095, 0x100000, 0x101000, 0x102000, 1 << 31, (1 << 47) - 4096, 1 << 63, (1 << 64) - 1)
 _FLAGS: Final = (0, 1, 2, 3, 0x10, 0x22, 0x31, 0x32, 0x100, 0x2000, 1 << 32, (1 << 64) - 1)
 _TEXTS: Final = ("", "/bin/x", "[heap]", "[stack]", "bind:0", "\\xff", "\\\\", "\\ud800", "a" * 300, "\0", None)
@@ -46,10 +47,10 @@ def made_trace(data: bytes, path: Path) -> None:
     """Write to `path` the trace that `data` stands for."""
     source = _Bytes(data)
     metadata = _metadata(source)
-    odd = [(source.choose(SCHEMA.names), source.choose(_TYPES)) for _ in range(max(0, source.byte() - 252))]
+    odd = [(source.choose(SCHEMA.names), source.choose(_TYPES)) for _ in range(max(0, source.byte() - 253))]
     rows: list[dict[str, Any]] = []
     while source and len(rows) < _MOST_ROWS:
-        rows.append(_row(source))
+        rows += _rows(source)
     columns = {name: pa.array([row[name] for row in rows], SCHEMA.field(name).type) for name in SCHEMA.names}
     for name, type in odd:
         try:
@@ -61,14 +62,25 @@ def made_trace(data: bytes, path: Path) -> None:
     pq.write_table(table.replace_schema_metadata({"vmaweld": metadata}), path)
 
 
-def _row(source: _Bytes) -> dict[str, Any]:
-    kind = source.choose(_KINDS)
+def _rows(source: _Bytes) -> list[dict[str, Any]]:
+    """One event, or a snapshot and its rows; seldom something else."""
+    if source.byte() > 253:
+        return [_row(source, source.choose(_ODD_KINDS))]
+    head = _row(source, source.choose(_KINDS))
+    if head["op"] != "snapshot":
+        return [head]
+    head["length"] = source.byte() % 4
+    head["name"] = "bpf"
+    return [head, *(_row(source, "vma") | {"name": source.choose(_TEXTS[:-1])} for _ in range(head["length"]))]
+
+
+def _row(source: _Bytes, kind: str | None) -> dict[str, Any]:
     null = source.byte()
     row: dict[str, Any] = {
         "op": kind,
         "pid": source.choose((1, 1, 1, 2, 3, -1, (1 << 31) - 1)),
         "addr": source.word(),
-        "length": source.choose((0, 1, 1, 2, 3)) if kind == "snapshot" else source.word(),
+        "length": source.word(),
         "prot": source.choose((0, 1, 3, 3, 7, (1 << 64) - 1)),
         "flags": source.choose(_FLAGS),
         "file": source.choose(_TEXTS[:-1]),
@@ -86,14 +98,14 @@ def _row(source: _Bytes) -> dict[str, Any]:
         "file_id": source.choose((None, 0, 1)),
         "close": source.choose((None, True, False)),
     }
-    if null > 250:
+    if null > 253:
         row[SCHEMA.names[source.byte() % len(SCHEMA.names)]] = None
     return row
 
 
 def _metadata(source: _Bytes) -> str:
     values: dict[str, Any] = {"format": 1, "kernel": source.choose(("6.18.0", "", "banana", "5.17", "9" * 30, "0.0.0"))}
-    while (which := source.byte()) > 200:
+    while (which := source.byte()) > 235:
         name = source.choose(("format", "events", "duration", "max_map_count", "overcommit", "thp", "losses", "faults"))
         values[name] = (0, 1, 2, 3, -1, 1 << 62, 1 << 64, None, "x", [], {}, {"a": 1}, 0.5, True)[which % 14]
     return json.dumps(values)

@@ -57,9 +57,11 @@ def trace(data: bytes) -> None:
             check(found)
             for line in trace_pipe(found, _POLICIES[1]):
                 line.encode()
-            _rewritten(events)
     except TraceError as error:
         _one_line(str(error))
+        return
+    if len(events) < 1000:
+        _written(events)  # what could be read can be written
 
 
 def perf_file(data: bytes) -> None:
@@ -113,11 +115,6 @@ def _written(events: list[Event]) -> None:
             writer.append(event)
     with open_trace(_OUTPUT) as again:
         assert list(again.events()) == events
-
-
-def _rewritten(events: list[Event]) -> None:
-    if len(events) < 1000:
-        _written(events)
 
 
 def _one_line(complaint: str) -> None:

@@ -469,7 +469,9 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
             sealed = seal.sealed(stream)
         # A name that is no UTF-8 goes to Arrow as bytes.
         file = pq.ParquetFile(pa.OSFile(os.fsencode(path)), page_checksum_verification=True)
-    except pa.ArrowException:
+        text = (file.metadata.metadata or {}).get(b"vmaweld")
+        schema = file.schema_arrow
+    except (pa.ArrowException, ValueError):  # a ValueError is a name that is no UTF-8, in a footer that is none of ours
         raise TraceError(f"{path} is cut short or damaged: record again") from None
     except seal.SealError as error:
         raise TraceError(f"{path} is damaged ({error}): record again") from None
@@ -479,13 +481,11 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
             f"cannot read {path}: {error.strerror}" if error.errno else f"{path} is cut short or damaged: record again"
         )
         raise TraceError(why) from None
-    text = (file.metadata.metadata or {}).get(b"vmaweld")
     if text is None:
         raise TraceError(f"{path} is a Parquet file but not a vmaweld trace: make one with `vmaweld record`")
     metadata = _metadata(path, text)
     if metadata.format >= _FIRST_SEALED and not sealed:
         raise TraceError(f"{path} has lost its seal, so it was changed or damaged since it was written: record again")
-    schema = file.schema_arrow
     for name in SCHEMA.names:
         if len(schema.get_all_field_indices(name)) != 1:
             raise TraceError(f"{path} lacks the column {name}: record again")
@@ -510,6 +510,6 @@ def _metadata(path: Path, text: bytes) -> Metadata:
     if not all(fits(value, _METADATA_TYPES[name]) for name, value in known.items()):
         raise damaged
     metadata = Metadata(**known)
-    if min(metadata.duration, metadata.events, metadata.snapshots, metadata.processes, metadata.max_map_count) < 0:
+    if min(metadata.events, metadata.snapshots, metadata.processes, metadata.max_map_count) < 0:
         raise damaged
     return metadata

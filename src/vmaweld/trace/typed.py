@@ -3,14 +3,14 @@
 import types
 from typing import Any, Final, get_args, get_origin
 
-_MOST: Final = (1 << 63) - 1
+_MOST: Final = (1 << 64) - 1
 """The largest number that is taken: what 64 bits hold. JSON knows no limit."""
 
 
 def fits(value: object, hint: Any) -> bool:
     """True if `value` is of the type `hint`: a plain type, a union, or a list or dict of these.
 
-    A bool is no int here, and an int has 63 bits and a sign.
+    A bool is no int here, and an int has 64 bits and a sign.
 
     >>> fits({"lost": 3}, dict[str, int]), fits([1], list[str]), fits(None, int | None)
     (True, False, True)
