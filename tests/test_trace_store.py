@@ -487,3 +487,11 @@ def test_times_that_fall_or_lie_far_apart_are_read_as_they_were_written(tmp_path
             for event in events:
                 writer.append(event)
         assert list(open_trace(path).events()) == events
+
+
+def test_a_column_with_fewer_values_than_the_others_is_told_in_a_line() -> None:
+    """Arrow reads it as a file without rows; found by fuzzing."""
+    with open_trace(Path(__file__).parent / "fuzz/corpus/trace/a-column-without-rows") as trace:
+        assert len(list(trace.events())) == 41
+        with pytest.raises(TraceError, match="rows are missing"):
+            list(trace.items())

@@ -397,8 +397,10 @@ class Trace:
 
     def _batches(self, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
         """The rows with these `columns` a batch at a time, of the right types, and the kind of each (`_KINDS`)."""
+        left = self._file.metadata.num_rows
         try:
             for batch in self._file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                left -= batch.num_rows
                 arrays = [batch.column(name).cast(SCHEMA.field(name).type) for name in columns]
                 typed = pa.RecordBatch.from_arrays(arrays, names=columns)
                 typed.validate(full=True)
@@ -411,6 +413,8 @@ class Trace:
                     unknown = ops.filter(pc.is_null(kinds))[0].as_py()
                     raise self._damaged(f"there is no operation {unknown!r}")
                 yield typed, kinds
+            if left:  # Arrow ends without a word where a column has fewer values than the others
+                raise self._damaged(f"{left:,} rows are missing")
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(str(error)) from None
 
