@@ -122,6 +122,13 @@ weld-guests: $(READY)  ## 1,000 random welds each on seven kernels in virtual ma
 weld-torture: $(READY)  ## An hour of welds in real programs that check their data, welders killed (root)
 	$(BIN)/python -m tests.torture --minutes 60
 
+.PHONY: fuzz
+fuzz: $(READY)  ## A million inputs for every reader: traces, perf.data, strace's logs, scenarios (hours)
+	$(BIN)/python -m pip install -q -e '.[fuzz]' || echo "atheris is not to be had: inputs at random instead" >&2
+	for reader in scenario strace perf trace; do \
+		$(BIN)/python -m tests.fuzz $$reader --inputs 1000000 --findings build/fuzz/$$reader || exit; \
+	done
+
 .PHONY: mutations
 mutations: $(READY)  ## Negate each rule of the merge in turn: does a test notice?
 	$(BIN)/python tests/mutations.py

@@ -28,6 +28,7 @@ def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProc
         input=stdin,
         capture_output=True,
         text=True,
+        errors="surrogateescape",
         timeout=120,
     )
 
@@ -166,6 +167,49 @@ def test_the_command_sees_nothing_of_us(recorder: str, tmp_path: Path) -> None:
     alone = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, timeout=60)
     done = run("record", "--recorder", recorder, "-o", "x.trace", "--", *command, cwd=tmp_path)
     assert done.stdout == alone.stdout
+
+
+ODD = """
+import mmap, os, sys, time
+name = os.fsencode(sys.argv[1])
+descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+os.ftruncate(descriptor, 8192)
+mapping = mmap.mmap(descriptor, 8192)
+mapping[0] = 1
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("recorder", RECORDERS)
+def test_names_that_are_no_utf8_are_recorded_and_read_by_every_command(recorder: str, tmp_path: Path) -> None:
+    require(*WORKS[recorder])
+    program, argument, trace_name = (
+        os.fsdecode(name) for name in (b"pr\xffog", rb"d\\" + b"\xfe\xe4", b"tr\xfface.trace")
+    )
+    (tmp_path / program).symlink_to(sys.executable)
+    command = [f"./{program}", "-I", "-c", ODD, argument]
+    done = run("record", "--recorder", recorder, "-o", trace_name, "--", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trace = open_trace(tmp_path / trace_name)
+    assert trace.metadata.command == command
+    files = {event.file for event in trace.events()}
+    assert str(tmp_path / argument) in files
+    assert f"./{program}" in files
+    for arguments in (
+        ["replay", trace_name],
+        ["replay", "--json", trace_name],
+        ["replay", "--check", "--threshold", "0", trace_name],
+        ["replay", "--trace-pipe", trace_name],
+        ["replay", trace_name, trace_name],
+        ["replay", "--verbose", trace_name],
+        ["report", trace_name],
+        ["study", "--recorder", recorder, "--", *command],
+        ["record", "--json", "--recorder", recorder, "--", *command],
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import require
 from study_support import write_trace
@@ -57,6 +59,22 @@ def test_why_there_are_no_snapshots_depends_on_the_recorder(tmp_path: Path) -> N
 
 def lines_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
+
+
+ODD_ROWS = {"op": pa.array(["fly"]), "op ": pa.nulls(1, pa.string()), "pid": pa.nulls(1, pa.int32())}
+
+
+@pytest.mark.parametrize("column", ODD_ROWS)
+@pytest.mark.parametrize("command", ["replay", "replay --trace-pipe", "replay --check", "replay -j 2", "report"])
+def test_a_trace_with_cells_that_mean_nothing_is_one_line(command: str, column: str, tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "odd.trace", [Event("mmap", 1, length=4096, prot=3, flags=0x22, result=0x10000)])
+    table = pq.read_table(path)
+    name = column.strip()
+    table = table.set_column(table.schema.get_field_index(name), name, ODD_ROWS[column])
+    pq.write_table(table.replace_schema_metadata({"vmaweld": '{"format": 1}'}), path)
+    done = run(*command.split(), "odd.trace", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"vmaweld: odd\.trace is damaged \(.*\): record again\n", done.stderr)
 
 
 def test_replay_answers(trace: Path, tmp_path: Path) -> None:

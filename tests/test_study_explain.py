@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from vmaweld.cli.explain_command import command as explain_command
 from vmaweld.events import EVENT_FIELDS, Event
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.system import System
 from vmaweld.policy import parse_policy
+from vmaweld.snapshot import Row, Snapshot
 from vmaweld.study.drawing import Scale, draw
 from vmaweld.study.explain import ScenarioError, describe, explain, read_scenario, verdict
 from vmaweld.study.scenarios import SCENARIOS
@@ -171,3 +174,79 @@ def test_trace_pipe_columns() -> None:
         " a-rather-long-n-7       [000] .....    12.345678: vm_pgoff_merge: faulted=1 updated=1",
     ]
     assert next(trace_lines("", 7, 0, ["x"])).startswith("           <...>-7 ")
+
+
+def event(**fields: object) -> str:
+    return json.dumps([{"op": "mmap", "addr": "0x100000", "length": 4096, "prot": "rw", "flags": "0x32", **fields}])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (event(addr=-4096), '"addr": -4096 is not from 0 to 0xffffffffffffffff'),
+        (event(length=1 << 64), '"length": 18446744073709551616 is not from 0'),
+        (event(length="1" * 5000), "is no number"),
+        (event().replace("4096", "1" * 5000), "is not JSON"),
+        (event(length=None), "is no number"),
+        (event().replace("4096", "NaN"), "is no number"),
+        (event(pid=0), '"pid": 0 is not from 1'),
+        (event(pid=1 << 31), '"pid": 2147483648 is not from 1'),
+        (event(child=-1), '"child": -1 is not from 0'),
+        (event(result=1 << 63), '"result"'),
+        (event(time=-1), '"time"'),
+        (event(**{"x" * 5000: 1}), "unknown field xxx"),
+        ("[" * 100_000, "is not JSON"),
+        ("[" + ",".join(['{"op": "munlockall"}'] * 1001) + "]", "holds 1,001 events"),
+        ('{"events": [{"op": "munmap"}], "policies": []}', '"policies" is no list'),
+    ],
+)
+def test_numbers_and_sizes_that_no_machine_has_are_told_in_a_line(text: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ScenarioError, match=r"bad\.json") as caught:
+        read_scenario(path)
+    assert complaint in str(caught.value)
+    assert len(str(caught.value)) < 700
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(ScenarioError, match="larger than 16 MiB"):
+        read_scenario(Path("/dev/zero"))
+
+
+def test_the_same_flag_twice_is_that_flag(tmp_path: Path) -> None:
+    path = tmp_path / "twice.json"
+    path.write_text(event(flags="MAP_PRIVATE|MAP_PRIVATE|MAP_ANONYMOUS"))
+    assert read_scenario(path).events[0].flags == 0x22
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (event(op="munmap"), "0 VMAs"),
+        (event(length=1 << 60), "failed: ENOMEM"),
+        (event(addr=0x100001), "failed: EINVAL"),
+        (event(op="write", addr=(1 << 64) - 4096), "failed: EFAULT"),
+        (event(op="place", addr=0x100001), "failed: EINVAL"),
+        (event(op="place", length=0), "failed: EINVAL"),
+        (event(op="place", length=(1 << 64) - 1), "failed: EINVAL"),
+        (event(op="fork", child=1), "failed: EINVAL"),
+        (event(flags="0x22", result=0x100001), "1 VMA"),
+        (event(file="\udcff\ud800\x1b[2J", flags="MAP_PRIVATE|MAP_FIXED"), r"mmap page 0 rw- \xff\ud800\x1b[2J"),
+        ('{"events": [{"op": "munlockall"}], "text": "\\ud800"}', r"\ud800"),
+    ],
+)
+def test_calls_that_make_no_sense_are_drawn_as_what_linux_makes_of_them(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.json"
+    path.write_text(text)
+    done = CliRunner().invoke(explain_command, ["--file", str(path)])
+    assert done.exit_code == 0, done.output
+    assert says in done.output
+    assert CliRunner().invoke(explain_command, ["--file", str(path), "--json"]).exit_code == 0
+
+
+def test_a_drawing_of_many_is_made_in_time_that_grows_with_their_number() -> None:
+    rows = [Row(address << 13, (address << 13) + 4096, 3, pgoff=0, anon_vma=0) for address in range(1, 30_001)]
+    scale = Scale([Snapshot(1, rows, source="model", flags_exact=True, hidden=True)])
+    assert scale.width == 9 * 59_999

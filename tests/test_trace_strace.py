@@ -1,6 +1,7 @@
 """strace's log, line by line, and what becomes of it."""
 
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_calls_whole_unfinished_and_resumed() -> None:
 def convert(
     log: str, tmp_path: Path, samples: list[Sample] | None = None, looks: dict[int, list[Snapshot | None]] | None = None
 ) -> tuple[list[str], Metadata]:
-    (tmp_path / "strace.log").write_text(log)
+    (tmp_path / "strace.log").write_text(log, errors="surrogateescape")
     path = tmp_path / "a.trace"
     recorder = StraceRecorder(tmp_path)
     recorder.looks = looks or {}
@@ -220,3 +221,44 @@ def test_a_cut_off_log_gives_what_it_has(tmp_path: Path) -> None:
     events, metadata = convert("", tmp_path)
     assert events == []
     assert metadata.events == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not a line",
+        "99999999999999999999 1700.000000001 brk(NULL) = 0",
+        "10 " + "9" * 5000 + ".000000001 brk(NULL) = 0",
+        "\u0663 1700.000000001 brk(NULL) = 0",
+        "4294967295 1700.000000001 brk(NULL) = 0",
+        "10 1700.000000001 mbind(0x1000, 4096, 0x2, [0xzz 0x1], 64, 0) = 0",
+        "10 1700.000000001 brk(NULL) = " + "9" * 5000,
+        "10 1700.000000001 ioctl(-1, 0xc020aa00, {range={start=0x1000, len=0x1000}, mode=0x1}) = -1 EBADF (Bad file)",
+        '10 1700.000000001 prctl(0x53564d41, 0, 0x1000, 4096, "\\\udcff\\\udcfe") = 0',
+        "10 1700.000000001 +++ superseded by execve in pid 99999999999999999999 +++",
+        "10 1700.000000001 munmap() = 0",
+        "10 1700.000000001 mmap(1, 2, 3) = 0",
+    ],
+)
+def test_a_line_that_strace_does_not_write_harms_no_other(line: str, tmp_path: Path) -> None:
+    whole = """\
+10 1700.000000000 execve("/bin/sh", ["sh"], 0x7f /* 3 vars */) = 0
+10 1700.000002000 munmap(0x1000, 4096) = 0
+10 1700.000003000 +++ exited with 0 +++
+"""
+    first, *rest = whole.splitlines(keepends=True)
+    data = "".join((first, line + "\n", *rest)).encode(errors="surrogateescape")
+    events, _ = convert(data.decode(errors="surrogateescape"), tmp_path)
+    assert (events[0], events[-1]) == ("exec(pid=10, file='/bin/sh')", "exit(pid=10)")
+    assert "munmap(pid=10, addr=0x1000, length=0x1000, result=0)" in events
+    assert convert(line + "\n", tmp_path)[0] in ([], events[1:-2])
+
+
+@pytest.mark.parametrize("part", [") = 1 E1 (a) (b", ") = 1<> E1 () ()", ") = 1<", "(", "<", "field:", '"\\'])
+def test_a_file_name_that_looks_like_results_takes_no_longer_than_another(part: str) -> None:
+    line = f'10 1700.000000000 execve("{part * (40_000 // len(part))} x'
+    begin = process_time()
+    found = list(parse([line]))
+    took = process_time() - begin
+    assert [entry[5] for entry in found] == [None, None]
+    assert took < 5  # some hundredths; with repetitions in repetitions, minutes

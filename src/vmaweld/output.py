@@ -73,8 +73,8 @@ class Output:
                 self._may_replace(about, inputs)
             self.scratch = Scratch(os.path.dirname(self._place.path) or ".")
             try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                self.file = os.fdopen(os.open(_NEW, flags, 0o666, dir_fd=self.scratch.fd), "wb")
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                self.file = os.fdopen(os.open(_NEW, flags, 0o666, dir_fd=self.scratch.fd), "w+b")
             except BaseException:
                 self.scratch.close()
                 raise

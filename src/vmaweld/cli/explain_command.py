@@ -16,7 +16,7 @@ from vmaweld.snapshot import Snapshot
 from vmaweld.study.drawing import Scale, draw
 from vmaweld.study.explain import Outcome, ScenarioError, describe, explain, read_scenario, verdict
 from vmaweld.study.scenarios import SCENARIOS, Scenario
-from vmaweld.words import count_text
+from vmaweld.words import count_text, printable
 
 EXAMPLES = """\b
 Examples:
@@ -79,15 +79,15 @@ def _list(as_json: bool) -> None:
 
 def _print(scenario: Scenario, outcomes: list[Outcome]) -> None:
     out = console()
-    out.print(Text(scenario.name, style="bold"))
+    out.print(Text(printable(scenario.name), style="bold"))
     if scenario.text:
-        out.print(Text(scenario.text))
+        out.print(Text(printable(scenario.text)))
     out.print()
     scale = Scale(snapshot for outcome in outcomes for snapshot in (*outcome.before, *outcome.after))
     last = len(scenario.events) - 1
     for number, event in enumerate(scenario.events):
         line = f"  {number + 1}. {describe(event, scale.base)}"
-        out.print(Text(line, style="bold" if number == last else ""), soft_wrap=True)
+        out.print(Text(printable(line), style="bold" if number == last else ""), soft_wrap=True)
     for names, lines in _alike((outcome.policy.name, _lines(outcome.before, scale)) for outcome in outcomes):
         _drawing("before" if len(names) == len(outcomes) else f"before, under {' and '.join(names)}", lines)
     for names, lines in _alike((outcome.policy.name, _after(outcome, scale)) for outcome in outcomes):
@@ -123,7 +123,7 @@ def _drawing(title: str, lines: list[str]) -> None:
     out.print()
     out.print(Text(title, style="bold"), soft_wrap=True)
     for line in lines:
-        out.print(Text(f"  {line}"), soft_wrap=True)
+        out.print(Text(f"  {printable(line)}"), soft_wrap=True)
 
 
 def _lines(snapshots: list[Snapshot], scale: Scale) -> list[str]:

@@ -95,8 +95,18 @@ def mremap(
         return addr
     if not flags & MREMAP_MAYMOVE:
         raise LinuxError(errno.ENOMEM, f"no room to grow at {addr + old_length:#x}")
-    target = placed or space.find_free(new_length)
-    return _move(space, vma, addr, old_length, new_length, target, flags)
+    placed = _placed_beside(addr, old_length, new_length, placed)
+    if placed and space.unmap(placed, placed + new_length):
+        vma = _source(space, addr, old_length, new_length, flags)
+    return _move(space, vma, addr, old_length, new_length, placed or space.find_free(new_length), flags)
+
+
+def _placed_beside(addr: int, old_length: int, new_length: int, placed: int) -> int:
+    """`placed`, 0 where it lies in the range that moves: no kernel has answered so (a damaged or invented recording).
+
+    What the model still has elsewhere in the target was unmapped unseen, and has to go.
+    """
+    return 0 if placed < addr + old_length and addr < placed + new_length else placed
 
 
 def _check_target(addr: int, old_length: int, new_length: int, new_addr: int) -> None:
@@ -158,8 +168,10 @@ def _remap_to(
     if flags & MREMAP_FIXED:
         if target < space.machine.min_address:
             raise LinuxError(errno.EPERM, f"{target:#x} lies below vm.mmap_min_addr")
-    elif placed:
+    elif placed and (placed := _placed_beside(addr, old_length, new_length, placed)):
         target = placed
+        if space.unmap(target, target + new_length):
+            vma = _source(space, addr, old_length, new_length, flags)
     elif not target or not space.fits(target, new_length):
         target = space.find_free(new_length)
     return _move(space, vma, addr, old_length, new_length, target, flags)

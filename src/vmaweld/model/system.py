@@ -11,6 +11,8 @@ from vmaweld.abi import (
     MAP_FIXED,
     MMAP_MIN_ADDR,
     PAGE_SHIFT,
+    PAGE_SIZE,
+    TASK_SIZE,
     VM_ACCOUNT,
     VM_DONTCOPY,
     VM_LOCKED_MASK,
@@ -116,7 +118,7 @@ class System:
             return touch(space, addr, length, write=False)
         if op == ev.MMAP:
             return mmap.mmap(
-                space, addr, length, event.prot, event.flags, event.file, event.pgoff, placed=_placed(event)
+                space, addr, length, event.prot, event.flags, event.file, event.pgoff, placed=_placed(event, length)
             )
         if op == ev.MUNMAP:
             return mmap.munmap(space, addr, length)
@@ -124,7 +126,13 @@ class System:
             return mprotect.mprotect(space, addr, length, event.prot, event.flags - 1)
         if op == ev.MREMAP:
             return mremap.mremap(
-                space, addr, length, event.new_length, event.flags, event.new_addr, placed=_placed(event)
+                space,
+                addr,
+                length,
+                event.new_length,
+                event.flags,
+                event.new_addr,
+                placed=_placed(event, event.new_length),
             )
         if op == ev.BRK:
             return self._brk(space, event)
@@ -152,7 +160,13 @@ class System:
             return mprotect.mbind(space, addr, length, event.file)
         if op == ev.SHMAT:
             return mmap.shmat(
-                space, addr, length, event.prot, bool(event.flags & MAP_FIXED), event.file, placed=_placed(event)
+                space,
+                addr,
+                length,
+                event.prot,
+                bool(event.flags & MAP_FIXED),
+                event.file,
+                placed=_placed(event, length),
             )
         if op == ev.SHMDT:
             return mmap.shmdt(space, addr)
@@ -182,6 +196,9 @@ class System:
 
     def _fork(self, event: Event) -> int:
         parent = self.space(event.pid)
+        if event.child == event.pid:
+            raise LinuxError(errno.EINVAL, f"process {event.pid} cannot be its own child")
+        self._leave(event.child)  # one of that number must have ended unseen
         if event.flags & CLONE_VM:
             parent.users += 1
             self.processes[event.child] = parent
@@ -225,8 +242,13 @@ class System:
         return 0
 
     def _place(self, space: AddressSpace, event: Event) -> int:
-        """A mapping that the kernel makes itself, or that was there before the recording: no question of merging."""
+        """A mapping that the kernel makes itself, or that was there before the recording: no question of merging.
+
+        Raises EINVAL for what no kernel maps, such as half a page: a damaged or invented recording.
+        """
         end = event.addr + event.length
+        if (event.addr | end) & (PAGE_SIZE - 1) or not event.addr < end <= TASK_SIZE:
+            raise LinuxError(errno.EINVAL, f"{event.addr:#x} + {event.length:#x} is not a range of user pages")
         if space.vmas.intersection(event.addr, end) is not None:
             space.unmap(event.addr, end)
         name = event.file if event.file.startswith("[") else ""
@@ -318,9 +340,15 @@ class System:
         return found
 
 
-def _placed(event: Event) -> int:
-    """The address a recording saw, 0 where there was none or the call failed."""
-    return event.result if event.result is not None and event.result > 0 else 0
+def _placed(event: Event, length: int) -> int:
+    """The address where a recording saw the kernel put `length` bytes.
+
+    0 where there was none, the call failed, or no kernel can have answered so (a damaged or invented recording).
+    """
+    result = event.result
+    if result is None or result <= 0 or result & (PAGE_SIZE - 1) or result > TASK_SIZE - length:
+        return 0
+    return result
 
 
 def result_of(system: System, event: Event) -> int:

@@ -8,6 +8,7 @@ anon_vma  1        2
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -32,16 +33,18 @@ class Scale:
 
     def __init__(self, snapshots: Iterable[Snapshot]) -> None:
         every = [row for snapshot in snapshots for row in snapshot.rows]
-        borders = sorted({row.start for row in every} | {row.end for row in every})
+        change = Counter(row.start for row in every)  # how many more rows there are from a border on
+        change.subtract(row.end for row in every)
+        borders = sorted(change)
         self.base = borders[0] if borders else 0
         self._columns: dict[int, int] = {}
-        column = 0
-        for address, following in zip(borders, [*borders[1:], None], strict=True):
+        column = rows = 0
+        for number, address in enumerate(borders):
             self._columns[address] = column
-            if following is not None:
-                used = any(row.start <= address < row.end for row in every)
-                pages = (following - address) >> PAGE_SHIFT
-                column += min(max(_NARROW, 2 * pages), _WIDE) if used else _NARROW
+            rows += change[address]
+            if number + 1 < len(borders):
+                pages = (borders[number + 1] - address) >> PAGE_SHIFT
+                column += min(max(_NARROW, 2 * pages), _WIDE) if rows else _NARROW
         self.width = column
 
     def column(self, address: int) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +24,16 @@ from vmaweld.snapshot import Snapshot
 from vmaweld.study.scenarios import Scenario
 from vmaweld.words import count_text
 
+_MOST_BYTES: Final = 16 << 20
+_MOST_EVENTS: Final = 1000
+_WORD: Final = (0, (1 << 64) - 1)
+_RANGES: Final = {
+    "pid": (1, (1 << 31) - 1),
+    "child": (0, (1 << 31) - 1),
+    "result": (-(1 << 63), (1 << 63) - 1),
+    "time": (0, (1 << 63) - 1),
+}
+"""Least and most of the fields that are no word of the machine; a trace holds them in as many bits."""
 _FLAG_PREFIXES: Final = ("MAP_", "MREMAP_", "MADV_", "MLOCK_", "MCL_", "CLONE_", "UFFDIO_REGISTER_MODE_", "VM_")
 
 
@@ -135,18 +148,27 @@ def read_scenario(path: Path) -> Scenario:
     and prot a string such as "rw". Raises ScenarioError.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            text = stream.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise ScenarioError(f"{path} is larger than {_MOST_BYTES >> 20} MiB: a scenario is a few calls")
+        data = json.loads(text.decode())
     except OSError as error:
         raise ScenarioError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ScenarioError(f"{path} is not JSON: {error}") from None
     listed = data.get("events") if isinstance(data, dict) else data
     if not isinstance(listed, list) or not listed:
         raise ScenarioError(f'{path} holds no events: write [{{"op": "mmap", "addr": "0x100000", ...}}, ...]')
+    if len(listed) > _MOST_EVENTS:
+        raise ScenarioError(
+            f"{path} holds {len(listed):,} events, and {_MOST_EVENTS:,} are the most that can be drawn: "
+            "record a program and replay it"
+        )
     events = [_read_event(entry, f"{path}, event {number}") for number, entry in enumerate(listed)]
     extra = data if isinstance(data, dict) else {}
     policies = extra.get("policies", ("linux-5.17", "linux-5.17+series"))
-    if not isinstance(policies, list | tuple) or not all(isinstance(name, str) for name in policies):
+    if not isinstance(policies, list | tuple) or not policies or not all(isinstance(name, str) for name in policies):
         raise ScenarioError(f'{path}: "policies" is no list of names')
     return Scenario(path.stem, str(extra.get("text", "")), events, policies)
 
@@ -156,7 +178,7 @@ def _read_event(entry: object, where: str) -> Event:
         raise ScenarioError(f'{where}: "op" must be one of {", ".join(ev.OPERATIONS)}')
     unknown = set(entry) - set(EVENT_FIELDS)
     if unknown:
-        raise ScenarioError(f"{where}: unknown field {sorted(unknown)[0]}; there are {', '.join(EVENT_FIELDS)}")
+        raise ScenarioError(f"{where}: unknown field {min(unknown)[:40]}; there are {', '.join(EVENT_FIELDS)}")
     values: dict[str, Any] = {}
     for name, value in entry.items():
         if name == "op":
@@ -168,18 +190,28 @@ def _read_event(entry: object, where: str) -> Event:
 
 
 def _number(field: str, value: object, where: str) -> int:
+    number = _number_in(field, value)
+    if number is None:
+        raise ScenarioError(
+            f'{where}: "{field}": {reprlib.repr(value)} is no number, such as 4096, "0x1000" or "MAP_PRIVATE|MAP_FIXED"'
+        )
+    least, most = _RANGES.get(field, _WORD)
+    if not least <= number <= most:
+        raise ScenarioError(f'{where}: "{field}": {reprlib.repr(number)} is not from {least} to {most:#x}')
+    return number
+
+
+def _number_in(field: str, value: object) -> int | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        if field == "prot" and value and not set(value) - set("rwx-"):
-            return sum(bit for letter, bit in (("r", 1), ("w", 2), ("x", 4)) if letter in value)
-        try:
-            return sum(_flag(part.strip()) for part in value.split("|"))
-        except ValueError:
-            pass
-    raise ScenarioError(
-        f'{where}: "{field}": {value!r} is no number, such as 4096, "0x1000" or "MAP_PRIVATE|MAP_FIXED"'
-    )
+    if not isinstance(value, str):
+        return None
+    if field == "prot" and value and not set(value) - set("rwx-"):
+        return sum(bit for letter, bit in (("r", 1), ("w", 2), ("x", 4)) if letter in value)
+    try:
+        return reduce(or_, (_flag(part.strip()) for part in value.split("|")))
+    except ValueError:
+        return None
 
 
 def _flag(text: str) -> int:

@@ -10,6 +10,7 @@ from vmaweld.events import Event
 from vmaweld.policy import Policy
 from vmaweld.study.replay import Replayer
 from vmaweld.trace.store import Trace
+from vmaweld.words import printable
 
 _COMM_LENGTH: Final = 15
 
@@ -22,7 +23,7 @@ def trace_lines(program: str, pid: int, time: int, messages: Iterable[str]) -> I
     >>> list(trace_lines("/usr/bin/make", 42, 1_500_000_000, ["vm_pgoff_merge: faulted=1 updated=1"]))
     ['            make-42      [000] .....     1.500000: vm_pgoff_merge: faulted=1 updated=1']
     """
-    comm = basename(program)[:_COMM_LENGTH] or "<...>"
+    comm = printable(basename(program)[:_COMM_LENGTH]) or "<...>"
     head = f"{comm:>16}-{pid:<7} [000] ..... {time // 1_000_000_000:5}.{time // 1000 % 1_000_000:06}: "
     for message in messages:
         yield head + message

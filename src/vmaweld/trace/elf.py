@@ -1,5 +1,7 @@
 """The one thing about ELF files that a recorder needs: how long a program's first segment is once mapped."""
 
+import os
+import stat
 from functools import lru_cache
 from struct import Struct, error
 from typing import Final
@@ -15,7 +17,10 @@ _LOAD: Final = 1
 def first_segment_size(path: str) -> int:
     """Bytes that the first PT_LOAD of `path` maps, in whole pages; 0 where the file cannot tell (gone, not ELF64)."""
     try:
-        with open(path, "rb") as stream:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # the name may be another file's by now
+                return 0
             head = stream.read(4096)
         magic, width, order, *_, table, _, _, _, entry, count = _HEADER.unpack_from(head)
         if magic != b"\x7fELF" or width != 2 or order != 1:
@@ -24,6 +29,6 @@ def first_segment_size(path: str) -> int:
             kind, _, offset, _, _, in_file, _, _ = _PROGRAM_HEADER.unpack_from(head, at)
             if kind == _LOAD:
                 return page_align_up(offset % PAGE_SIZE + in_file)
-    except (OSError, error, ValueError):
+    except (OSError, error, ValueError, OverflowError):
         pass
     return 0

@@ -35,6 +35,7 @@ _BUFFER_TOTAL: Final = 512 << 20
 _FULL: Final = re.compile("failed to write perf data, error: (.*)")
 """What perf says before it ends early (record__write in the kernel's tools/perf/builtin-record.c)."""
 _ROOM: Final = 1 << 16
+_NEVER: Final = 1 << 64  # beyond every time that a record can have
 _WRITE_FAULT: Final = 2  # bit 1 of the page fault's error code
 
 
@@ -259,7 +260,7 @@ def feed(
     """Give all records of `data` to `assembler`, and the samples to `writer` at their place."""
     waiting = iter(samples)
     sample = next(waiting, None)
-    due = sample.end if sample else 1 << 63
+    due = sample.end if sample else _NEVER
     names = _NAMES
     for record in data.records(progress):
         now = record[0]
@@ -267,7 +268,7 @@ def feed(
             assert sample is not None
             place_sample(sample, assembler, writer, begin)
             sample = next(waiting, None)
-            due = sample.end if sample else 1 << 63
+            due = sample.end if sample else _NEVER
         kind = record[1]
         if kind == perf_data.FAULT:
             assembler.fault(now, record[2], record[4], bool(record[5] & _WRITE_FAULT))

@@ -28,14 +28,18 @@ FORKED: Final = 6  # parent's pid, parent's tid; pid and tid are the new task's
 ENDED: Final = 7  # a task (thread) has ended
 EXECING: Final = 8  # the address space has just been replaced; what exec maps follows
 
-_TRACEPOINTS: Final = (
-    "sys_enter",
-    "sys_exit",
-    "page_fault_user",
-    "page_fault_kernel",
-    "task_newtask",
-    "sched_process_exec",
-)
+_TRACEPOINTS: Final[dict[str, tuple[tuple[str, str, int], ...]]] = {
+    "sys_enter": (("id", "q", 1), ("args", "Q", 6)),
+    "sys_exit": (("id", "q", 1), ("ret", "q", 1)),
+    "page_fault_user": (("address", "Q", 1), ("error_code", "Q", 1)),
+    "page_fault_kernel": (("address", "Q", 1), ("error_code", "Q", 1)),
+    "task_newtask": (("clone_flags", "Q", 1),),
+    "sched_process_exec": (("filename", "I", 1),),
+}
+"""The tracepoints that become records; of each the wanted fields in their order: name, struct code, how many."""
+_FORMAT: Final = re.compile(rb"name: (\w{1,100})\nID: (\d{1,9})\nformat:\n")
+_FIELD: Final = re.compile(rb"field:([^;]*);\s*offset:(\d{1,9});\s*size:(\d{1,9});")
+_LONGEST_FORMAT: Final = 8192
 
 _RECORD_LOST: Final = 2
 _RECORD_COMM: Final = 3
@@ -69,11 +73,26 @@ _SAMPLE_CALLCHAIN: Final = 1 << 5
 _SAMPLE_RAW: Final = 1 << 10
 _SAMPLE_IDENTIFIER: Final = 1 << 16
 
+_LEAST: Final = {
+    _RECORD_LOST: 24,
+    _RECORD_LOST_SAMPLES: 16,
+    _RECORD_COMM: 16,
+    _RECORD_EXIT: 32,
+    _RECORD_FORK: 32,
+    _RECORD_MMAP2: 72,
+}
+"""Bytes of the records that are looked at, up to what comes behind their fixed fields."""
+_SMALLEST_ATTRIBUTE: Final = 64 + 16  # struct perf_event_attr of the first version, and where its ids lie
+
 _HEADER: Final = Struct("<8sQQQQQQQQ4Q")
 _RECORD_HEAD: Final = Struct("<IHH")
 _MMAP2: Final = Struct("<IIQQQIIQQII")
 _WORD: Final = Struct("<Q")
 _time_of: Final = itemgetter(0)
+
+
+_Decoder = tuple[Callable[[Any, int], Record], int]
+"""What makes a `Record` of a sample at a place of the file, and the bytes that such a sample has at least."""
 
 
 class PerfDataError(Exception):
@@ -99,7 +118,7 @@ class PerfData:
                 raise PerfDataError(f"{path} is empty: perf recorded nothing") from None
         try:
             self._read_header()
-        except error:
+        except (error, OverflowError):  # an offset behind the end, or beyond all ends
             raise PerfDataError(f"{path} is cut short: perf did not finish writing it") from None
 
     def _read_header(self) -> None:
@@ -109,10 +128,14 @@ class PerfData:
             raise PerfDataError(f"{self._path} is not a perf.data file of this machine's byte order")
         self._start = start
         # perf fills in the size when it ends; killed, it leaves 0 and the records reach to the end of the file.
-        self._end = start + size if size else len(data)
-        formats = _formats_in(self._tracing_data(flags) if size else b"") or _formats_of_this_kernel()
-        self._samples: dict[int, Callable[[Any, int], Record]] = {}
+        self._end = min(start + size, len(data)) if size else len(data)
+        self.truncated = start + size > len(data)
+        formats = formats_in(self._tracing_data(flags) if size else b"") or formats_of_this_kernel()
+        self._samples: dict[int, _Decoder] = {}
         self._trailers: dict[int, int] = {}
+        if entry < _SMALLEST_ATTRIBUTE or attrs_size > len(data):
+            raise PerfDataError(f"{self._path} is damaged: its list of events is none")
+        listed = 0
         for place in range(attrs, attrs + attrs_size, entry):
             kind, _, config, _, sample_type = unpack_from("<IIQQQ", data, place)
             ids_at, ids_size = unpack_from("<QQ", data, place + entry - 16)
@@ -120,7 +143,13 @@ class PerfData:
                 raise PerfDataError(
                     f"{self._path} was not recorded by vmaweld: its records carry no identifier or time"
                 )
-            decoder = _decoder(sample_type, *formats[config]) if kind == 2 and config in formats else None
+            try:
+                decoder = _decoder(sample_type, *formats[config]) if kind == 2 and config in formats else None
+            except (KeyError, error):
+                raise PerfDataError(f"{self._path}: the kernel's {formats[config][0]} has other fields") from None
+            listed += ids_size
+            if listed > len(data):
+                raise PerfDataError(f"{self._path} is damaged: its list of events is none")
             for event in unpack_from(f"<{ids_size // 8}Q", data, ids_at):
                 # Records that are no samples end with {tid, time, [id], [stream], [cpu], identifier}.
                 trailer = sample_type & ~_NOT_IN_TRAILER
@@ -160,8 +189,11 @@ class PerfData:
                 self.truncated = True
                 break
             if kind == _RECORD_SAMPLE:
-                decode = samples.get(identifier(data, place + 8)[0])
-                if decode is not None:
+                decoder = samples.get(identifier(data, place + 8)[0]) if size >= 16 else None
+                if decoder is not None:
+                    decode, least = decoder
+                    if size < least:
+                        raise self._damaged(place)
                     pending.append(decode(data, place))
             elif kind == _RECORD_FINISHED_ROUND:
                 if pending:
@@ -184,6 +216,11 @@ class PerfData:
 
     def _other(self, kind: int, misc: int, place: int, size: int) -> Record | None:
         data: Any = self._data
+        least = _LEAST.get(kind)
+        if least is None:
+            return None
+        if size < least:
+            raise self._damaged(place)
         if kind == _RECORD_LOST:
             self.losses += unpack_from("<Q", data, place + 16)[0]
             return None
@@ -192,11 +229,11 @@ class PerfData:
             if not misc & _MISC_LOST_SAMPLES_BPF:
                 self.losses = max(self.losses, unpack_from("<Q", data, place + 8)[0])
             return None
-        if kind not in (_RECORD_MMAP2, _RECORD_FORK, _RECORD_EXIT, _RECORD_COMM):
-            return None
         trailer = self._trailers.get(_WORD.unpack_from(data, place + size - 8)[0])
         if trailer is None:  # made up by perf itself for what ran before, not by the kernel
             return None
+        if size < least + trailer:
+            raise self._damaged(place)
         time = _WORD.unpack_from(data, place + size - trailer + 8)[0]
         if kind == _RECORD_MMAP2:
             pid, tid, addr, length, pgoff, major, minor, inode, _, prot, flags = _MMAP2.unpack_from(data, place + 8)
@@ -213,6 +250,9 @@ class PerfData:
             return time, FORKED, pid, tid, parent, parent_tid
         return time, ENDED, pid, tid
 
+    def _damaged(self, place: int) -> PerfDataError:
+        return PerfDataError(f"{self._path} is damaged: the record at byte {place:,} is too short")
+
 
 def _first_after(records: list[Record], time: int) -> int:
     low, high = 0, len(records)
@@ -225,29 +265,38 @@ def _first_after(records: list[Record], time: int) -> int:
     return low
 
 
-def _formats_in(text: bytes) -> dict[int, tuple[str, dict[str, tuple[int, int]]]]:
+def formats_in(text: bytes) -> dict[int, tuple[str, dict[str, tuple[int, int]]]]:
     """Tracepoints by id: name and fields, as (offset, size) by field name, from tracefs format files run together."""
     formats: dict[int, tuple[str, dict[str, tuple[int, int]]]] = {}
-    for part in re.finditer(rb"name: (\w+)\nID: (\d+)\nformat:\n((?:[^\n]*field:[^\n]*\n|\n)*)", text):
-        fields = {
-            found[1].decode(): (int(found[2]), int(found[3]))
-            for found in re.finditer(rb"field:[^;]*?(\w+)(?:\[[^\]]*\])?;\toffset:(\d+);\tsize:(\d+);", part[3])
-        }
-        formats[int(part[2])] = part[1].decode(), fields
+    for found in _FORMAT.finditer(text):
+        fields: dict[str, tuple[int, int]] = {}
+        for line in text[found.end() : found.end() + _LONGEST_FORMAT].split(b"\n"):
+            parts = _FIELD.search(line)
+            if parts is not None:
+                # "unsigned long args[6]"
+                declared = parts[1].rpartition(b" ")[2].partition(b"[")[0]
+                fields[declared.decode(errors="replace")] = int(parts[2]), int(parts[3])
+            elif line:
+                break
+        formats[int(found[2])] = found[1].decode(), fields
     return formats
 
 
-def _formats_of_this_kernel() -> dict[int, tuple[str, dict[str, tuple[int, int]]]]:
+def formats_of_this_kernel() -> dict[int, tuple[str, dict[str, tuple[int, int]]]]:
+    """The same of the running kernel, for a file that perf could not finish."""
     text = b""
     for path in Path("/sys/kernel/tracing/events").glob("*/*/format"):
         if path.parent.name in _TRACEPOINTS:
             text += path.read_bytes()
-    return _formats_in(text)
+    return formats_in(text)
 
 
-def _decoder(sample_type: int, name: str, fields: dict[str, tuple[int, int]]) -> Callable[[Any, int], Record] | None:
-    """What turns a sample of tracepoint `name` at a place of the file into a `Record`."""
-    if not sample_type & _SAMPLE_RAW or sample_type & (_SAMPLE_READ | _SAMPLE_CALLCHAIN):
+def _decoder(sample_type: int, name: str, fields: dict[str, tuple[int, int]]) -> _Decoder | None:
+    """What turns a sample of tracepoint `name` into a `Record`; None where nobody wants it.
+
+    Raises KeyError or struct.error where its fields are not those that are wanted, of their sizes and in their order.
+    """
+    if name not in _TRACEPOINTS or not sample_type & _SAMPLE_RAW or sample_type & (_SAMPLE_READ | _SAMPLE_CALLCHAIN):
         return None
     at = 8  # offset from the record's start, behind its head
     tid_at = time_at = 0
@@ -261,54 +310,47 @@ def _decoder(sample_type: int, name: str, fields: dict[str, tuple[int, int]]) ->
     raw = at + 4  # behind the raw data's size
     # One Struct a tracepoint, padding over what nobody reads: the whole sample is taken in a single call.
     wanted = [(tid_at, "I"), (tid_at + 4, "I"), (time_at, "Q")]
+    for which, code, count in _TRACEPOINTS[name]:
+        offset, size = fields[which]
+        each = Struct("<" + code).size
+        if size != each * count:
+            raise KeyError(which)
+        wanted += [(raw + offset + each * number, code) for number in range(count)]
+    layout = Struct(_padded(wanted))
+    take = layout.unpack_from
 
-    def field(which: str, code: str) -> tuple[int, str]:
-        return raw + fields[which][0], code
+    def enter(data: Any, place: int) -> Record:
+        pid, tid, time, number, a, b, c, d, e, f = take(data, place)
+        return time, ENTER, pid, tid, number, a, b, c, d, e, f
 
-    if name == "sys_enter":
-        args = raw + fields["args"][0]
-        take = Struct(_padded([*wanted, field("id", "q"), *((args + 8 * i, "Q") for i in range(6))])).unpack_from
+    def leave(data: Any, place: int) -> Record:
+        pid, tid, time, number, result = take(data, place)
+        return time, LEAVE, pid, tid, number, result
 
-        def enter(data: Any, place: int) -> Record:
-            pid, tid, time, number, a, b, c, d, e, f = take(data, place)
-            return time, ENTER, pid, tid, number, a, b, c, d, e, f
+    def fault(data: Any, place: int) -> Record:
+        pid, tid, time, address, code = take(data, place)
+        return time, FAULT, pid, tid, address, code
 
-        return enter
-    if name == "sys_exit":
-        take = Struct(_padded([*wanted, field("id", "q"), field("ret", "q")])).unpack_from
+    def new_task(data: Any, place: int) -> Record:
+        pid, tid, time, flags = take(data, place)
+        return time, NEW_TASK, pid, tid, flags
 
-        def leave(data: Any, place: int) -> Record:
-            pid, tid, time, number, result = take(data, place)
-            return time, LEAVE, pid, tid, number, result
+    def execed(data: Any, place: int) -> Record:
+        pid, tid, time, where = take(data, place)
+        begin = place + raw + (where & 0xFFFF)
+        end = min(begin + (where >> 16), place + _RECORD_HEAD.unpack_from(data, place)[2])
+        program = bytes(data[begin:end]).split(b"\0", 1)[0].decode(errors="surrogateescape")
+        return time, EXECED, pid, tid, program
 
-        return leave
-    if name in ("page_fault_user", "page_fault_kernel"):
-        take = Struct(_padded([*wanted, field("address", "Q"), field("error_code", "Q")])).unpack_from
-
-        def fault(data: Any, place: int) -> Record:
-            pid, tid, time, address, code = take(data, place)
-            return time, FAULT, pid, tid, address, code
-
-        return fault
-    if name == "task_newtask":
-        take = Struct(_padded([*wanted, field("clone_flags", "Q")])).unpack_from
-
-        def new_task(data: Any, place: int) -> Record:
-            pid, tid, time, flags = take(data, place)
-            return time, NEW_TASK, pid, tid, flags
-
-        return new_task
-    if name == "sched_process_exec":
-        take = Struct(_padded([*wanted, field("filename", "I")])).unpack_from
-
-        def execed(data: Any, place: int) -> Record:
-            pid, tid, time, where = take(data, place)
-            begin = place + raw + (where & 0xFFFF)
-            program = bytes(data[begin : begin + (where >> 16)]).split(b"\0", 1)[0].decode(errors="surrogateescape")
-            return time, EXECED, pid, tid, program
-
-        return execed
-    return None
+    decoders: dict[str, Callable[[Any, int], Record]] = {
+        "sys_enter": enter,
+        "sys_exit": leave,
+        "page_fault_user": fault,
+        "page_fault_kernel": fault,
+        "task_newtask": new_task,
+        "sched_process_exec": execed,
+    }
+    return decoders[name], layout.size
 
 
 def _padded(fields: list[tuple[int, str]]) -> str:

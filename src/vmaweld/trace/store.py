@@ -10,23 +10,31 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vmaweld import __version__
-from vmaweld.events import Event, events_from_columns
+from vmaweld.events import OPERATIONS, Event, events_from_columns
 from vmaweld.output import Output
 from vmaweld.snapshot import Row, Snapshot
+from vmaweld.trace import names, seal
 from vmaweld.trace.columns import as_list
+from vmaweld.trace.typed import fits
 
-FORMAT: Final = 1
-"""Version of the schema. A reader refuses a higher one; columns and keys may be added without raising it."""
+FORMAT: Final = 2
+"""Version of the schema. A reader refuses a higher one; columns and keys may be added without raising it.
+
+1: no seal, no checksums, names as they were (a byte that is no UTF-8 shown as ``\\xff``). 2: sealed (`seal`), names
+as in `names`.
+"""
+_FIRST_SEALED: Final = 2
+_MAGIC: Final = b"PAR1"
 
 SNAPSHOT: Final = "snapshot"
 VMA: Final = "vma"
@@ -59,6 +67,15 @@ _ROW_COLUMNS: Final = (
     ("close", pa.bool_()),
 )
 SCHEMA: Final = pa.schema([*_EVENT_COLUMNS, *_ROW_COLUMNS])
+_EVENT_NAMES: Final = [name for name, _ in _EVENT_COLUMNS]
+_NEVER_NULL: Final = [name for name in _EVENT_NAMES if name not in ("pgoff", "result")]
+_ROW_VALUES: Final = [
+    *("addr", "length", "flags", "pgoff", "file", "name"),
+    *("anon_vma", "mempolicy", "uffd", "chain", "file_id", "close"),
+]
+_NAMES: Final = frozenset({"file", "name", "mempolicy"})
+_KINDS: Final = pa.array([*OPERATIONS, SNAPSHOT, VMA])
+_FIRST_ROW_KIND: Final = len(OPERATIONS)
 _DICTIONARY: Final = ["op", "pid", "prot", "file", "child", "name", "mempolicy", "flags"]
 
 _BATCH_ROWS: Final = 1 << 15
@@ -120,6 +137,9 @@ class Metadata:
         return asdict(self)
 
 
+_METADATA_TYPES: Final = get_type_hints(Metadata)
+
+
 @dataclass(slots=True, frozen=True)
 class TakenSnapshot:
     """A true snapshot. position: how many events of the trace came before it. time: nanoseconds since the start."""
@@ -152,6 +172,8 @@ class TraceWriter:
         self._pids: set[int] = set()
         self._first: int | None = None
         metadata.events = metadata.snapshots = metadata.duration = 0
+        metadata.format = FORMAT
+        metadata.vmaweld = __version__
         # No file of Arrow's own, which the command that is recorded would inherit.
         self._output = Output(path, inputs=inputs)
         # Times only rise, so their differences are tiny; zstd then packs them to a byte or two.
@@ -161,6 +183,7 @@ class TraceWriter:
             compression="zstd",
             use_dictionary=_DICTIONARY,
             column_encoding={"time": "DELTA_BINARY_PACKED"},
+            write_page_checksum=True,
         )
 
     @property
@@ -185,7 +208,10 @@ class TraceWriter:
         pending = self._pending
         if not pending:
             return
-        columns = [_array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
+        try:
+            columns = [_array([getattr(event, name) for event in pending], type) for name, type in _EVENT_COLUMNS]
+        except (OverflowError, pa.ArrowInvalid) as error:
+            raise TraceError(f"cannot write {self.path}: an event has a number that no kernel gives: {error}") from None
         columns += [pa.nulls(len(pending), type) for _, type in _ROW_COLUMNS]
         batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
         pids = {event.pid for event in pending}
@@ -221,6 +247,7 @@ class TraceWriter:
             self.metadata.processes = len(self._pids)
             self._writer.add_key_value_metadata({"vmaweld": json.dumps(self.metadata.as_json())})
             self._writer.close()
+            seal.seal(self._output.file)
         except BaseException as error:
             self._discard()
             if isinstance(error, OSError):
@@ -249,11 +276,7 @@ class TraceWriter:
 
 
 def _array(values: list[Any], type: pa.DataType) -> pa.Array:
-    try:
-        return pa.array(values, type)
-    except UnicodeEncodeError:
-        # A path that is no UTF-8, decoded with surrogates: Parquet's strings are UTF-8, so show its bytes.
-        return pa.array([v and v.encode(errors="surrogateescape").decode(errors="backslashreplace") for v in values])
+    return pa.array(names.stored_all(values) if type == pa.string() else values, type)
 
 
 def _snapshot_batch(snapshot: Snapshot, time: int) -> pa.RecordBatch:
@@ -300,13 +323,14 @@ class Trace:
         self.path = path
         self.metadata = metadata
         self._file = file
+        self._escaped = metadata.format >= _FIRST_SEALED
 
     def __len__(self) -> int:
         return self.metadata.events
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._file.close(force=True)
 
     def __enter__(self) -> Self:
         return self
@@ -321,12 +345,12 @@ class Trace:
             TraceError: the file is damaged behind its footer.
 
         """
-        wanted = None if pids is None else sorted(set(pids))
-        for batch in self._batches([name for name, _ in _EVENT_COLUMNS]):
-            keep = pc.invert(pc.is_in(batch.column("op"), pa.array([SNAPSHOT, VMA])))
+        wanted = None if pids is None else pa.array(sorted(set(pids)), pa.int64())
+        for batch, kinds in self._batches(_EVENT_NAMES):
+            keep = pc.less(kinds, _FIRST_ROW_KIND)
             if wanted is not None:
-                keep = pc.and_(keep, pc.is_in(batch.column("pid"), pa.array(wanted, pa.int32())))
-            yield from _events(batch.filter(keep))
+                keep = pc.and_(keep, pc.is_in(batch.column("pid").cast(pa.int64()), wanted))
+            yield from self._events(batch.filter(keep))
 
     def snapshots(self, pids: Iterable[int] | None = None) -> Iterator[TakenSnapshot]:
         """The true snapshots in order of time; only those of `pids` where given."""
@@ -342,7 +366,7 @@ class Trace:
         position = 0
         head: dict[str, Any] | None = None
         rows: list[Row] = []
-        for batch in self._batches(SCHEMA.names):
+        for batch, _ in self._batches(SCHEMA.names):
             ops = batch.column("op").to_pylist()
             begin = 0
             while begin < len(ops):
@@ -354,106 +378,145 @@ class Trace:
                         end += 1
                 part = batch.slice(begin, end - begin)
                 begin = end
+                if (head is not None) != (kind == VMA):
+                    raise self._damaged("the rows of a snapshot are not those that it says it has")
                 if kind == SNAPSHOT:
                     head = part.to_pylist()[0]
                     rows = []
                 elif kind == VMA:
-                    rows.extend(_rows(part))
+                    rows.extend(self._rows(part))
                 else:
                     position += part.num_rows
                     if with_events:
-                        for event in _events(part):
+                        for event in self._events(part):
                             if pids is None or event.pid in pids:
                                 yield event
-                if head is not None and len(rows) == head["length"]:
+                if head is not None and len(rows) >= head["length"]:
                     if pids is None or head["pid"] in pids:
-                        yield TakenSnapshot(position, head["time"], _snapshot(head, rows))
+                        yield TakenSnapshot(position, head["time"], self._snapshot(head, rows))
                     head = None
+        if head is not None:
+            raise self._damaged("the last snapshot is not whole")
 
-    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    def _batches(self, columns: list[str]) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
+        """The rows with these `columns` a batch at a time, of the right types, and the kind of each (`_KINDS`)."""
+        left = self._file.metadata.num_rows
         try:
-            yield from self._file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+            for batch in self._file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                left -= batch.num_rows
+                arrays = [batch.column(name).cast(SCHEMA.field(name).type) for name in columns]
+                typed = pa.RecordBatch.from_arrays(arrays, names=columns)
+                typed.validate(full=True)
+                for name in _NEVER_NULL:
+                    if typed.column(name).null_count:
+                        raise self._damaged(f"a row has no {name}")
+                ops = typed.column("op")
+                kinds = pc.index_in(ops, _KINDS)
+                if kinds.null_count:
+                    unknown = ops.filter(pc.is_null(kinds))[0].as_py()
+                    raise self._damaged(f"there is no operation {unknown!r}")
+                yield typed, kinds
+            if left:  # Arrow ends without a word where a column has fewer values than the others
+                raise self._damaged(f"{left:,} rows are missing")
         except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise TraceError(f"{self.path} is damaged ({reason}): record again") from None
+            raise self._damaged(str(error)) from None
 
+    def _damaged(self, why: str) -> TraceError:
+        return TraceError(f"{self.path} is damaged ({' '.join(why.split())}): record again")
 
-def _events(batch: pa.RecordBatch) -> Iterator[Event]:
-    for offset in range(0, batch.num_rows, _SLICE_ROWS):
-        part = batch.slice(offset, _SLICE_ROWS)
-        yield from events_from_columns(*[as_list(part.column(name)) for name, _ in _EVENT_COLUMNS])
+    def _events(self, batch: pa.RecordBatch) -> Iterator[Event]:
+        if batch.column("pgoff").null_count:
+            raise self._damaged("an event has no pgoff")
+        for offset in range(0, batch.num_rows, _SLICE_ROWS):
+            part = batch.slice(offset, _SLICE_ROWS)
+            yield from events_from_columns(*[self._values(part, name) for name in _EVENT_NAMES])
 
+    def _rows(self, batch: pa.RecordBatch) -> Iterator[Row]:
+        columns = [self._values(batch, name) for name in _ROW_VALUES]
+        for start, length, flags, pgoff, file, name, *rest in zip(*columns, strict=True):
+            if name is None:
+                raise self._damaged("a VMA has no name")
+            anon_vma, mempolicy, uffd, chain, file_id, close = rest
+            yield Row(start, start + length, flags, pgoff, anon_vma, file, name, mempolicy, uffd, chain, file_id, close)
 
-def _rows(batch: pa.RecordBatch) -> list[Row]:
-    return [
-        Row(
-            row["addr"],
-            row["addr"] + row["length"],
-            row["flags"],
-            pgoff=row["pgoff"],
-            anon_vma=row["anon_vma"],
-            file=row["file"],
-            name=row["name"],
-            mempolicy=row["mempolicy"],
-            uffd=row["uffd"],
-            chain=row["chain"],
-            file_id=row["file_id"],
-            close=row["close"],
+    def _snapshot(self, head: dict[str, Any], rows: list[Row]) -> Snapshot:
+        if head["name"] is None:
+            raise self._damaged("a snapshot has no source")
+        exactness = head["flags"]
+        return Snapshot(
+            head["pid"],
+            rows,
+            source=head["name"],
+            flags_exact=bool(exactness & _FLAGS_EXACT),
+            hidden=bool(exactness & _HIDDEN),
+            consistent=bool(exactness & _CONSISTENT),
         )
-        for row in batch.to_pylist()
-    ]
 
-
-def _snapshot(head: dict[str, Any], rows: list[Row]) -> Snapshot:
-    exactness = head["flags"]
-    return Snapshot(
-        head["pid"],
-        rows,
-        source=head["name"],
-        flags_exact=bool(exactness & _FLAGS_EXACT),
-        hidden=bool(exactness & _HIDDEN),
-        consistent=bool(exactness & _CONSISTENT),
-    )
+    def _values(self, batch: pa.RecordBatch, name: str) -> list[Any]:
+        column = batch.column(name)
+        values = as_list(column)
+        if self._escaped and name in _NAMES and names.may_be_escaped(column):
+            return names.restored_all(values)
+        return values
 
 
 def open_trace(path: str | os.PathLike[str]) -> Trace:
     """Open the trace file at `path`.
 
     Raises:
-        TraceError: no such file, not a trace, cut short, or written by a newer vmaweld.
+        TraceError: no such file, not a trace, cut short, changed since it was written, or by a newer vmaweld.
 
     """
     path = Path(path)
     try:
         with path.open("rb") as stream:
-            magic = stream.read(4)
-    except OSError as error:
-        raise TraceError(f"cannot read {path}: {error.strerror}") from None
-    if magic != b"PAR1":
-        raise TraceError(f"{path} is not a vmaweld trace: make one with `vmaweld record -o FILE -- COMMAND`")
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError):
+            magic = stream.read(len(_MAGIC))
+            if magic != _MAGIC:
+                raise TraceError(f"{path} is not a vmaweld trace: make one with `vmaweld record -o FILE -- COMMAND`")
+            sealed = seal.sealed(stream)
+        # A name that is no UTF-8 goes to Arrow as bytes.
+        file = pq.ParquetFile(pa.OSFile(os.fsencode(path)), page_checksum_verification=True)
+        text = (file.metadata.metadata or {}).get(b"vmaweld")
+        schema = file.schema_arrow
+    except (pa.ArrowException, ValueError):  # a ValueError is a name that is no UTF-8, in a footer that is none of ours
         raise TraceError(f"{path} is cut short or damaged: record again") from None
-    stored = (file.metadata.metadata or {}).get(b"vmaweld")
-    if stored is None:
+    except seal.SealError as error:
+        raise TraceError(f"{path} is damaged ({error}): record again") from None
+    except OSError as error:
+        # Arrow's own errors are OSErrors too, and have no number where the file is not what it should be.
+        why = (
+            f"cannot read {path}: {error.strerror}" if error.errno else f"{path} is cut short or damaged: record again"
+        )
+        raise TraceError(why) from None
+    if text is None:
         raise TraceError(f"{path} is a Parquet file but not a vmaweld trace: make one with `vmaweld record`")
+    metadata = _metadata(path, text)
+    if metadata.format >= _FIRST_SEALED and not sealed:
+        raise TraceError(f"{path} has lost its seal, so it was changed or damaged since it was written: record again")
+    for name in SCHEMA.names:
+        if len(schema.get_all_field_indices(name)) != 1:
+            raise TraceError(f"{path} lacks the column {name}: record again")
+    return Trace(path, file, metadata)
+
+
+def _metadata(path: Path, text: bytes) -> Metadata:
+    damaged = TraceError(f"{path}: its metadata is damaged: record again")
     try:
-        values = json.loads(stored)
-        version = int(values["format"])
-    except (ValueError, KeyError, TypeError):
-        raise TraceError(f"{path}: its metadata is damaged: record again") from None
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise damaged from None
+    if not fits(values, dict) or not fits(values.get("format"), int) or values["format"] < 1:
+        raise damaged
+    version = values["format"]
     if version > FORMAT:
         raise TraceError(
-            f"{path} has format {version}, made by vmaweld {values.get('vmaweld', '?')}; "
+            f"{path} has format {version}, made by vmaweld {' '.join(str(values.get('vmaweld', '?')).split())}; "
             f"this vmaweld {__version__} reads up to {FORMAT}: upgrade vmaweld"
         )
-    missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
-    if missing:
-        raise TraceError(f"{path} lacks the column {missing[0]}: record again")
-    known = {f.name for f in fields(Metadata)}
-    try:
-        metadata = Metadata(**{key: value for key, value in values.items() if key in known})
-    except TypeError:
-        raise TraceError(f"{path}: its metadata is damaged: record again") from None
-    return Trace(path, file, metadata)
+    known = {name: values[name] for name in _METADATA_TYPES if name in values}
+    if not all(fits(value, _METADATA_TYPES[name]) for name, value in known.items()):
+        raise damaged
+    metadata = Metadata(**known)
+    if min(metadata.events, metadata.snapshots, metadata.processes, metadata.max_map_count) < 0:
+        raise damaged
+    return metadata

@@ -111,7 +111,7 @@ class StraceRecorder:
             first = next(lines, "")
             begin = next((line[1] for line in strace_log.parse([first])), 0)
             lines.seek(0)
-            root = int(first.split(" ", 1)[0]) if first else root
+            root = next((line[2] for line in strace_log.parse([first])), root)
             assembler = Assembler(AssumeWrites(writer.append), root, begin=begin)
             feed = _Feed(assembler, writer, samples, self.looks, begin)
             for line in strace_log.parse(_counted(lines, lambda count: progress("reading strace's log", count, size))):
@@ -271,7 +271,7 @@ class _Feed:
             addr=start,
             length=length,
             flags=(strace_log.field(arguments[2], "mode") or 0) if register else 0,
-            new_addr=(pid << 20) + strace_log.number(arguments[0]),
+            new_addr=(pid << 20) + (strace_log.number(arguments[0]) & 0xF_FFFF),
             result=result,
         )
         self._assembler.happened(now, pid, event)
@@ -301,7 +301,7 @@ def _file(name: str, arguments: list[str]) -> str:
     if name == "mmap" and len(arguments) > 4:
         return strace_log.file_name(arguments[4])
     if name == "mbind" and len(arguments) > 3:
-        words = [int(word, 0) for word in arguments[3].strip("[]").split() if word.startswith("0x")]
+        words = [strace_log.number(word) for word in arguments[3].strip("[]").split() if word.startswith("0x")]
         mask = sum(word << (64 * i) for i, word in enumerate(words))
         nodes = ",".join(str(node) for node in range(mask.bit_length()) if mask >> node & 1)
         return policy_text(strace_log.number(arguments[2]), nodes)

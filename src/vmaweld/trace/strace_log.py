@@ -22,11 +22,12 @@ ENTER: arguments as far as strace knew them then. LEAVE: all of them. ENDED: nei
 thread took over this task; the result is that thread's tid.
 """
 
-_LINE: Final = re.compile(r"(\d+) +(\d+)\.(\d{9}) (.*)")
+_LINE: Final = re.compile(r"([0-9]{1,10}) +([0-9]{1,10})\.([0-9]{9}) (.*)")
 _CALL: Final = re.compile(r"(\w+)\((.*)", re.DOTALL)
 _RESUMED: Final = re.compile(r"<\.\.\. (\w+) resumed>(.*)", re.DOTALL)
-_RESULT: Final = re.compile(r"\)\s+= (\?|-?\w+)(?:<.*>)?(?: (E\w+) \(.*\))?(?: \(.*\))?$")
-_SUPERSEDED: Final = re.compile(r"\+\+\+ superseded by execve in pid (\d+) \+\+\+")
+_RESULT: Final = re.compile(r"\)\s+= (\?|-?\w+)(?:<[^>]*>)?(?: (E\w+))?(?: \([^()]*\))*$")
+_SUPERSEDED: Final = re.compile(r"\+\+\+ superseded by execve in pid ([0-9]{1,10}) \+\+\+")
+_ENDINGS: Final = ("+++ exited with ", "+++ killed by ")
 _UNFINISHED: Final = " <unfinished ...>"
 _ESCAPE: Final = re.compile(r"\\(?:([0-7]{1,3})|x([0-9a-f]{2})|(.))")
 _ESCAPED: Final = {"n": 10, "t": 9, "r": 13, "v": 11, "f": 12}
@@ -42,10 +43,11 @@ def parse(lines: Iterable[str]) -> Iterator[Line]:
         tid, time, rest = int(found[1]), int(found[2]) * 1_000_000_000 + int(found[3]), found[4]
         if rest.startswith("+++ "):
             superseded = _SUPERSEDED.match(rest)
-            begun.pop(tid, None)
             if superseded is not None:
+                begun.pop(tid, None)
                 yield REPLACED, time, tid, "", [], int(superseded[1])
-            else:
+            elif rest.startswith(_ENDINGS):
+                begun.pop(tid, None)
                 yield ENDED, time, tid, "", [], None
             continue
         resumed = _RESUMED.match(rest)
@@ -157,7 +159,7 @@ def unescape(text: str) -> str:
         elif found[3] in _ESCAPED:
             data.append(_ESCAPED[found[3]])
         else:
-            data += found[3].encode()
+            data += found[3].encode(errors="surrogateescape")
         place = found.end()
     data += text[place:].encode(errors="surrogateescape")
     return data.decode(errors="surrogateescape")
