@@ -23,9 +23,9 @@ from vmaweld.welding import pace, remote
 from vmaweld.welding.errors import Busy
 
 TARGET = "weld_races_target.py"
-SLICES = 2e-4
+SLICES = 1e-3
 """Seconds that a slice may last."""
-A_PIECE = 2e-3
+A_PIECE = 1e-3
 """Seconds that a seam is expected to take, so that slices are small."""
 FIXED_ADDRESSES = ("setarch", "-R")
 DONE, REFUSED, GONE, FAILED = 0, 3, 4, 9

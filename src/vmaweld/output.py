@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import BinaryIO, Final, NamedTuple, Self
 
 from vmaweld.scratch import Scratch
 
@@ -61,6 +61,7 @@ class Output:
         self, path: str | os.PathLike[str], *, inputs: Iterable[str | os.PathLike[str]] = (), stream: bool = False
     ) -> None:
         self.path = Path(path)
+        self.file: BinaryIO
         self.scratch: Scratch | None = None
         """The directory that the file grows in, for whatever else the work needs; None for a stream."""
         try:

@@ -165,6 +165,11 @@ def _tell_report(report: Report) -> None:
             f"all threads stood still {len(pauses)} times, for {pauses[len(pauses) // 2] * 1e3:.1f} ms as a rule, "
             f"{pauses[-1] * 1e3:.1f} ms at most"
         )
+    if report.pauses_over and report.max_pause is not None:
+        click.echo(
+            f"  {report.pauses_over:,} of them took longer than the {report.max_pause * 1e3:g} ms asked for: a look at "
+            "all VMAs, or --verify, takes that long by itself"
+        )
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     _tell_left(report.left, "left open")

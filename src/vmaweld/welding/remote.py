@@ -311,10 +311,10 @@ class _Weld:
             return made.candidates, False
         if guarded:
             return [], True  # what a filter forbids is known now, and planned for before the next slice
-        # Where looking at all VMAs takes most of the pause, or all of it, there must be some time left for work, or the
+        # Where looking at all VMAs takes most of the pause, or more than that, some time must be left for work, or the
         # whole would take for ever.
         spent = time.monotonic() - still.began
-        budget = max(self.options.max_pause - spent, self.options.max_pause / 2)
+        budget = max(self.options.max_pause - spent, self.options.max_pause / 2, spent / 4)
         self.report.left = made.left
         chosen, more = self._pace.share(made.candidates, budget)
         if chosen and (anew or _locked(chosen)):

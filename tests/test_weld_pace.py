@@ -1,0 +1,83 @@
+"""A pause that was asked for is kept where it can be, and said where it cannot."""
+
+import pytest
+from weld_races import A_PIECE, SLICES
+from weld_support import Target, open_seams, require_other
+
+from vmaweld.cli.weld_command import _tell_report
+from vmaweld.kernel import pagemap
+from vmaweld.snapshot import Row, Snapshot
+from vmaweld.welding import plan, remote
+from vmaweld.welding.pace import Pace
+from vmaweld.welding.plan import Candidate
+from vmaweld.welding.report import Report
+from vmaweld.welding.standstill import Standstill
+
+MIB = 1 << 20
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("unshare", [False, True])
+def test_no_slice_plans_more_than_it_welds(monkeypatch: pytest.MonkeyPatch, unshare: bool) -> None:
+    """While the threads stand still, only the slice is planned anew, whatever the size of the process."""
+    require_other()
+    monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", A_PIECE)
+    still = False
+    seen: list[int] = []
+    stop_all, release, make = Standstill._stop_all, Standstill.release, plan.make
+
+    def stopped(self: Standstill) -> None:
+        nonlocal still
+        stop_all(self)
+        still = True
+
+    def released(self: Standstill) -> None:
+        nonlocal still
+        still = False
+        release(self)
+
+    def planned(snapshot: Snapshot, *arguments: object, **more: object) -> plan.Plan:
+        if still:
+            seen.append(len(snapshot.rows))
+        return make(snapshot, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Standstill, "_stop_all", stopped)
+    monkeypatch.setattr(Standstill, "release", released)
+    monkeypatch.setattr("vmaweld.welding.plan.make", planned)
+    with Target() as target:
+        start, end = target.build(240, 1)
+        if unshare:
+            target.tell("fork")
+            target.expect("child")
+        options = remote.Options(max_pause=SLICES, low=start, high=end, unshare=unshare)
+        report = remote.weld(target.pid, options)
+        assert open_seams(target.pid, start, end) == 0
+        assert len(report.pauses) > 2
+        assert max(seen, default=0) < 400
+        if unshare:
+            assert seen
+        target.check()
+
+
+def _candidate(pages: int) -> Candidate:
+    rows = [Row(MIB, 2 * MIB, 0), Row(2 * MIB, 2 * MIB + pages * 4096, 0)]
+    return Candidate(rows, [pagemap.Run(2 * MIB, 2 * MIB + pages * 4096, pagemap.PRESENT)])
+
+
+def test_what_is_compared_is_paid_from_the_same_pause() -> None:
+    candidates = [_candidate(10_000)]
+    plain, compared = (Pace(verify=verify).share(candidates, 5e-3)[0] for verify in (False, True))
+    assert 0 < compared[0].rows[-1].pages * 5 < plain[0].rows[-1].pages
+
+
+def test_longer_pauses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(1, pauses=[0.004, 0.0101, 0.012], max_pause=0.005)
+    assert report.pauses_over == 2
+    assert report.as_json()["max_pause_ms"] == 5
+    assert report.as_json()["pauses_over"] == 2
+    _tell_report(report)
+    assert "2 of them took longer than the 5 ms asked for" in capsys.readouterr().out
+    report.max_pause = None
+    assert report.pauses_over == 0
+    _tell_report(report)
+    assert "asked for" not in capsys.readouterr().out
