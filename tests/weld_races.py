@@ -84,7 +84,7 @@ def two_welders(count: int, seed: int = 0) -> "collections.Counter[str]":
     bpf.available()
     with Target(program=TARGET) as target:
         for _ in range(count):
-            start, end = target.build(60, 2)
+            start, end = target.build(16, 2)
             options = remote.Options(max_pause=SLICES, low=start, high=end)
             pair = [start_welder(target.pid, options, rng.random() * 0.02) for _ in range(2)]
             ends = [end_of(welder) for welder in pair]
