@@ -81,3 +81,26 @@ def test_longer_pauses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.pauses_over == 0
     _tell_report(report)
     assert "asked for" not in capsys.readouterr().out
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("count", "pages"), [(40, 1), (2, 800)], ids=["seams", "pages"])
+def test_what_the_process_opens_anew_is_not_chased_for_ever(
+    monkeypatch: pytest.MonkeyPatch, count: int, pages: int
+) -> None:
+    require_other()
+    monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", A_PIECE)
+    monkeypatch.setattr("vmaweld.welding.pace._A_PAGE", 1e-5)
+    with Target() as target:
+        target.build(count, pages, "quiet")
+        rests = 0
+
+        def open_anew(_report: Report) -> None:
+            nonlocal rests
+            rests += 1
+            assert rests < 400
+            target.build(count, pages, "quiet")
+
+        report = remote.weld(target.pid, remote.Options(max_pause=SLICES), progress=open_anew)
+        assert rests > 1
+        assert report.closed <= 3 * report.seams + 100

@@ -84,7 +84,7 @@ def test_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     require_other()
     monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", 1e-3)
     with Target() as target:
-        start, end = target.build(400, 4)
+        start, end = target.build(100, 4)
         seen: list[int] = []
         report = remote.weld(
             target.pid, remote.Options(max_pause=0.0001), progress=lambda report: seen.append(report.closed)
@@ -98,9 +98,9 @@ def test_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_slices_cut_inside_a_large_vma(monkeypatch: pytest.MonkeyPatch) -> None:
     require_other()
-    monkeypatch.setattr("vmaweld.welding.pace._A_PAGE", 1e-4)
+    monkeypatch.setattr("vmaweld.welding.pace._A_PAGE", 5e-6)
     with Target() as target:
-        start, end = target.build(3, 6000)
+        start, end = target.build(3, 1500)
         report = remote.weld(target.pid, remote.Options(max_pause=0.001, low=start, high=end))
         assert len(report.pauses) > 2
         assert (report.seams, report.closed) == (2, 2)

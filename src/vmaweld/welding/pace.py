@@ -13,6 +13,12 @@ _A_GROUP: Final = 200e-6
 _A_PIECE: Final = 12e-6
 _A_PAGE: Final = 1.2e-6
 _COMPARED: Final = 16e-6  # a page that is read and hashed twice
+_LEAST: Final = 500e-6
+"""Seconds' worth of work that a slice does at least, by the measures above.
+
+What a slice takes in any case, on a busy machine above all, must not be laid at the door of what little it moved: it
+would move less and less, page by page in the end.
+"""
 
 
 class Pace:
@@ -31,7 +37,7 @@ class Pace:
 
         What does not fit as a whole is cut, in the end inside a VMA: its front goes over, the seam moves.
         """
-        budget = max(seconds, 0.0) / self._scale
+        budget = max(seconds / self._scale, _LEAST)
         self._expected = 0.0
         chosen: list[Candidate] = []
         for index, candidate in enumerate(candidates):

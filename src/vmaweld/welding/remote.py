@@ -29,6 +29,7 @@ from vmaweld.welding.workshop import MOST_ENTRIES, Workshop
 _PATIENCE: Final = 5.0
 """Seconds that a weld under way waits for somebody else who traces the process or welds in it."""
 _BUSY: Final = 0.02
+_MORE_PAGES: Final = 1024
 _MOST_IDLE: Final = 4
 """Slices in a row that move nothing before the weld ends."""
 
@@ -102,6 +103,7 @@ class _Weld:
         self._avoid: dict[int, str] = {}
         self._filters = seccomp.NONE
         self._idle = 0
+        self._pages = 0
         self._residue = False
         self._source = source.Source(pid)
         self._process = -1
@@ -181,6 +183,7 @@ class _Weld:
         self.report.vmas_before = len(snapshot.rows)
         self.report.seams = made.all_seams
         self.report.left = made.left
+        self._pages = made.pages
 
     def _is_residue(self, rows: Sequence[Row]) -> bool:
         return bool(residue.mapped(self.pid, rows) or residue.descriptors(self.pid))
@@ -327,9 +330,18 @@ class _Weld:
         return chosen, more
 
     def _goes_on(self, done: int) -> bool:
-        """Whether another slice is worth it: what the process itself opens meanwhile is not to be chased for ever."""
+        """Whether another slice is worth it: what the process itself opens meanwhile is not to be chased for ever.
+
+        Twice what there was at the beginning is enough, in seams as in pages. Pages are counted too, since a part of
+        a large VMA that has moved may be opened anew before its seam is closed.
+        """
         self._idle = 0 if done else self._idle + 1
-        return self._idle < _MOST_IDLE and self.report.closed <= 2 * self.report.seams + 16
+        report = self.report
+        return (
+            self._idle < _MOST_IDLE
+            and report.closed <= 2 * report.seams + 16
+            and report.pages <= 2 * self._pages + _MORE_PAGES
+        )
 
     def _digest(self, pages: Pagemap, candidates: Sequence[plan.Candidate], puppet: Puppet) -> bytes:
         if not self.options.verify:
