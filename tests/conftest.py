@@ -15,7 +15,6 @@ from vmaweld.kernel.errors import KernelError
 from vmaweld.verify.check import Bench
 from vmaweld.verify.run import make_bench
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Who starts the tests from a script with "&" has them ignore Ctrl-C, and all that they start with them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
