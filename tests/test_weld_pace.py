@@ -76,7 +76,7 @@ def test_longer_pauses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.as_json()["max_pause_ms"] == 5
     assert report.as_json()["pauses_over"] == 2
     _tell_report(report)
-    assert "2 of them took longer than the 5 ms asked for" in capsys.readouterr().out
+    assert "2 pauses longer than the 5 ms asked for" in capsys.readouterr().out
     report.max_pause = None
     assert report.pauses_over == 0
     _tell_report(report)

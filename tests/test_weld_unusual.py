@@ -192,7 +192,7 @@ weld = [sys.executable, "-m", "vmaweld", "weld", "--yes", "--range", area, *sys.
 for command in (weld + [str(os.getpid())], ["sh", "-c", 'exec "$@"', "sh", *weld, str(os.getpid())]):
     fragments(5, 3, at=start)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    print(done.returncode, done.stderr, done.stdout.splitlines()[-2:])
+    print(done.returncode, done.stderr, [line for line in done.stdout.splitlines() if line.startswith("closed")])
 shell = subprocess.run(["bash", "-c", f"{sys.executable} -m vmaweld weld --yes {' '.join(sys.argv[1:])} $$; echo $?"],
     capture_output=True, text=True, timeout=60)
 print(shell.returncode, shell.stderr, shell.stdout.splitlines()[-1:])

@@ -167,8 +167,8 @@ def _tell_report(report: Report) -> None:
         )
     if report.pauses_over and report.max_pause is not None:
         click.echo(
-            f"  {report.pauses_over:,} of them took longer than the {report.max_pause * 1e3:g} ms asked for: a look at "
-            "all VMAs, or --verify, takes that long by itself"
+            f"  {count_text(report.pauses_over, 'pause')} longer than the {report.max_pause * 1e3:g} ms asked for: a "
+            "look at all VMAs, or --verify, takes that long by itself"
         )
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -162,7 +162,7 @@ def read_scenario(path: Path) -> Scenario:
         raise ScenarioError(f'{path} holds no events: write [{{"op": "mmap", "addr": "0x100000", ...}}, ...]')
     if len(listed) > _MOST_EVENTS:
         raise ScenarioError(
-            f"{path} holds {len(listed):,} events, and {_MOST_EVENTS:,} are the most that can be drawn: "
+            f"{path} holds {count_text(len(listed), 'event')}, and {_MOST_EVENTS:,} are the most that can be drawn: "
             "record a program and replay it"
         )
     events = [_read_event(entry, f"{path}, event {number}") for number, entry in enumerate(listed)]

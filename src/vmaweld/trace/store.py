@@ -26,6 +26,7 @@ from vmaweld.snapshot import Row, Snapshot
 from vmaweld.trace import names, seal
 from vmaweld.trace.columns import as_list
 from vmaweld.trace.typed import fits
+from vmaweld.words import count_text
 
 FORMAT: Final = 2
 """Version of the schema. A reader refuses a higher one; columns and keys may be added without raising it.
@@ -417,7 +418,7 @@ class Trace:
                     raise self._damaged(f"there is no operation {unknown!r}")
                 yield typed, kinds
             if left:  # Arrow ends without a word where a column has fewer values than the others
-                raise self._damaged(f"{left:,} rows are missing")
+                raise self._damaged(f"missing: {count_text(left, 'row')}")
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(str(error)) from None
 
