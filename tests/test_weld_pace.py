@@ -1,16 +1,21 @@
 """A pause that was asked for is kept where it can be, and said where it cannot."""
 
+import threading
+from collections.abc import Callable
+
 import pytest
+from conftest import require
 from weld_races import A_PIECE, SLICES
 from weld_support import Target, open_seams, require_other
 
 from vmaweld.cli.weld_command import _tell_report
-from vmaweld.kernel import pagemap
+from vmaweld.kernel import bpf, pagemap
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import plan, remote
 from vmaweld.welding.pace import Pace
 from vmaweld.welding.plan import Candidate
 from vmaweld.welding.report import Report
+from vmaweld.welding.source import Source
 from vmaweld.welding.standstill import Standstill
 
 MIB = 1 << 20
@@ -89,7 +94,8 @@ def test_what_the_process_opens_anew_is_not_chased_for_ever(
     monkeypatch: pytest.MonkeyPatch, count: int, pages: int
 ) -> None:
     require_other()
-    monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", A_PIECE)
+    # Several slices, but not page by page: each may open twice what there was.
+    monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", A_PIECE if pages == 1 else 1e-5)
     monkeypatch.setattr("vmaweld.welding.pace._A_PAGE", 1e-5)
     with Target() as target:
         target.build(count, pages, "quiet")
@@ -104,3 +110,55 @@ def test_what_the_process_opens_anew_is_not_chased_for_ever(
         report = remote.weld(target.pid, remote.Options(max_pause=SLICES), progress=open_anew)
         assert rests > 1
         assert report.closed <= 3 * report.seams + 100
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_large_process_is_not_looked_at_as_a_whole_in_a_short_pause(
+    monkeypatch: pytest.MonkeyPatch, verify: bool
+) -> None:
+    """Where no VMA has come or gone since the plan, a slice reads one piece of a walk: `source.Source.again`."""
+    require_other()
+    require(*bpf.available())
+    walks: list[bool] = []
+    take = Source.take
+
+    def taken(self: Source) -> Snapshot:
+        walks.append(threading.current_thread() is threading.main_thread())
+        return take(self)
+
+    monkeypatch.setattr(Source, "take", taken)
+    with Target() as target:
+        start, end = target.build(1000, 1, "quiet")
+        report = remote.weld(target.pid, remote.Options(max_pause=1e-3, verify=verify))
+        assert report.closed == 999
+        assert open_seams(target.pid, start, end) == 0
+        assert len(report.pauses) > 2
+        assert walks.count(False) <= 1, "a standstill has a thread of its own"
+        target.check()
+
+
+@pytest.mark.live
+def test_a_page_that_comes_between_plan_and_slice_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault takes no write lock: what had no anon_vma, and was to be written to and dropped, may hold data now."""
+    require_other()
+    require(*bpf.available())
+    stand_still = remote._Weld._standstill
+    with Target() as target:
+        start, end = target.build(1000, 2, "quiet hollow")
+        low = start + (end - start) // 2  # the first row, which keeps, is one without a page
+        touched = 0
+
+        def write_first(self: remote._Weld, work: Callable[[Standstill], bool]) -> bool:
+            nonlocal touched
+            touched += 1
+            if touched == 1:
+                target.tell("touch")
+                target.expect("touched")
+            return stand_still(self, work)
+
+        monkeypatch.setattr(remote._Weld, "_standstill", write_first)
+        report = remote.weld(target.pid, remote.Options(max_pause=1.0, low=low, high=end))
+        assert touched
+        assert report.closed == 499
+        target.check()

@@ -1,7 +1,8 @@
 """A process to be welded: fragments that threads read and write all the time, losing nothing.
 
-Commands on stdin, one a line, each answered on stdout: ``build COUNT PAGES [quiet]`` lays out fragments anew and,
-unless quiet, starts threads on them; ``check`` stops these and compares every page; ``fork`` makes a child; ``fill N``
+Commands on stdin, one a line, each answered on stdout: ``build COUNT PAGES [quiet] [hollow]`` lays out fragments
+anew (hollow: many without a page, until ``touch`` writes to them) and, unless quiet, starts threads on them;
+``check`` stops these and compares every page; ``fork`` makes a child; ``fill N``
 makes VMAs until N more may be made; ``quit``. It ends with status 3 at the first byte that is not what it should be, 4
 where a wait ended that should not have.
 """
@@ -22,20 +23,35 @@ ANON = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
 RW = abi.PROT_READ | abi.PROT_WRITE
 
 
-def fragments(count: int, pages: int, *, seed: int = 1, at: int = 0) -> int:
-    """Make `count` VMAs of `pages` pages side by side, each with an anon_vma of its own; returns the address."""
+def fragments(count: int, pages: int, *, seed: int = 1, at: int = 0, hollow: bool = False) -> int:
+    """Make `count` VMAs of `pages` pages side by side, each with an anon_vma of its own; returns the address.
+
+    hollow: every other one of the upper half has neither pages nor an anon_vma.
+    """
     size = pages * PAGE
     if not at:
         reserved = syscalls.mmap(0, count * size + 4 * abi.HUGE_PAGE_SIZE, 0, ANON | abi.MAP_NORESERVE)
         at = (reserved + abi.HUGE_PAGE_SIZE) & -abi.HUGE_PAGE_SIZE
     for index in range(count):
+        if hollow and index in untouched(count):
+            syscalls.mmap(at + index * size, size, RW, ANON | abi.MAP_FIXED)
+            continue
         guards = syscalls.mmap(0, size + 2 * PAGE, abi.PROT_NONE, ANON | abi.MAP_NORESERVE)
         place = syscalls.mmap(guards + PAGE, size, RW, ANON | abi.MAP_FIXED)
-        for page in range(pages):
-            ctypes.c_uint64.from_address(place + page * PAGE + 8).value = content(seed, index, page)
+        write(place, pages, seed, index)
         syscalls.mremap(place, size, size, abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED, at + index * size)
         syscalls.munmap(guards, size + 2 * PAGE)
     return at
+
+
+def untouched(count: int) -> range:
+    """Fragments without a page, where they are hollow."""
+    return range(count // 2, count, 2)
+
+
+def write(place: int, pages: int, seed: int, index: int) -> None:
+    for page in range(pages):
+        ctypes.c_uint64.from_address(place + page * PAGE + 8).value = content(seed, index, page)
 
 
 def content(seed: int, index: int, page: int) -> int:
@@ -45,9 +61,9 @@ def content(seed: int, index: int, page: int) -> int:
 class Fragments:
     """Fragments and the threads at work on them."""
 
-    def __init__(self, count: int, pages: int, seed: int, quiet: bool) -> None:
+    def __init__(self, count: int, pages: int, seed: int, quiet: bool, hollow: bool) -> None:
         self.count, self.pages, self.seed = count, pages, seed
-        self.start = fragments(count, pages, seed=seed)
+        self.start = fragments(count, pages, seed=seed, hollow=hollow)
         self.size = pages * PAGE
         self.stop = False
         self.rounds = 0
@@ -72,6 +88,11 @@ class Fragments:
     def _nap(self) -> None:
         while not self.stop:
             time.sleep(0.05)
+
+    def touch(self) -> str:
+        for index in untouched(self.count):
+            write(self.start + index * self.size, self.pages, self.seed, index)
+        return "touched"
 
     def check(self) -> str:
         self.stop = True
@@ -160,10 +181,13 @@ def main() -> None:
         words = line.split()
         if words[0] == "build":
             seed += 1
-            current = Fragments(int(words[1]), int(words[2]), seed, "quiet" in words)
+            current = Fragments(int(words[1]), int(words[2]), seed, "quiet" in words, "hollow" in words)
             print(f"built {current.start:x}", flush=True)
         elif words[0] == "check" and current is not None:
             print(current.check(), flush=True)
+        elif words[0] == "touch":
+            assert current is not None
+            print(current.touch(), flush=True)
         elif words[0] == "fork":
             pid = os.fork()
             if pid == 0:

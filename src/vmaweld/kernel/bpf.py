@@ -14,11 +14,12 @@ exactly undone in between. A stopped process is consistent at the first try; one
 times and then given with `consistent` False.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Final
 
 from vmaweld import abi
@@ -170,7 +171,7 @@ class Watch:
             at += len(piece)
         return at == len(records)
 
-    def _walk(self, *, keep: bool) -> Iterator[tuple[int, int]]:
+    def _walk(self, *, keep: bool) -> Generator[tuple[int, int], None, None]:
         """The pieces of one walk: where each begins and ends in the buffer. keep: one after the other, not in place."""
         iterator = _bpf(_ITER_CREATE, self._iterate)
         at = 0
@@ -219,6 +220,17 @@ class Watch:
             if records and _one_sequence(records) and _tells_sequence(records):
                 return records, True
         return self.read_consistent()
+
+    def still_shows(self, records: bytes) -> bool:
+        """Whether no VMA has come, gone or changed since `records`, but that some may have got their anon_vma. O(1).
+
+        One piece of a walk will do: its first record carries the mm, its ``map_count`` and its ``mm_lock_seq``.
+        """
+        if not _tells_sequence(records):
+            return False
+        with contextlib.closing(self._walk(keep=False)) as walk:
+            start, end = next(walk, (0, 0))
+            return start < end <= len(records) and self._buffer[start:end] == records[: end - start]
 
     def close(self) -> None:
         """Let go of the iterator; safe to call twice."""

@@ -5,11 +5,12 @@ A module of its own, so that it can be compiled: a snapshot of 60,000 VMAs is 60
 
 import gc
 import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from vmaweld.abi import EARLIER_BITS
-from vmaweld.kernel.bpf_program import ACTIVE, ANON_VMA, NAME_TAG, RECORD, ROOT, START
+from vmaweld.kernel.bpf_program import ACTIVE, ANON_VMA, NAME_TAG, RECORD, ROOT, SEQUENCE, START, WORDS
 from vmaweld.policy import release_numbers
 from vmaweld.snapshot import AnonVma, Row, Snapshot
 
@@ -88,6 +89,63 @@ def _parse(pid: int, records: bytes, consistent: bool, file_name: FileName | Non
         _set_names(rows, records)
     anon_vmas = _AnonVmas(records)
     return Snapshot(pid, rows, source="bpf", flags_exact=True, hidden=True, consistent=consistent, anon_vmas=anon_vmas)
+
+
+def parse_again(last: Snapshot, before: bytes, records: bytes, consistent: bool = True) -> Snapshot:
+    """As `parse`, given the last snapshot of that process and the records it was made of: only what differs is read.
+
+    The very object `last` where nothing does. The count of write locks does not tell: all that these could have changed
+    is equal.
+    """
+    old, new = _without_sequence(before), _without_sequence(records)
+    if old == new and last.consistent == consistent:
+        return last
+    least = min(len(old), len(new)) // RECORD.size
+    front = _common(least, lambda low, high: old[low:high] == new[low:high])
+    while front and (_is_name(old, front) or _is_name(new, front)):
+        front -= 1  # a name belongs to the record before it
+    back = _common(
+        least - front, lambda low, high: old[len(old) - high : len(old) - low] == new[len(new) - high : len(new) - low]
+    )
+    while back and _is_name(new, len(new) // RECORD.size - back):
+        back -= 1
+    start, end = front * RECORD.size, len(records) - back * RECORD.size
+    middle = parse(last.pid, records[start:end]).rows
+    rows = [*last.rows[: _rows(new, 0, start)], *middle, *last.rows[len(last.rows) - _rows(new, end, len(new)) :]]
+    anon_vmas = _AnonVmas(records)
+    return Snapshot(
+        last.pid, rows, source="bpf", flags_exact=True, hidden=True, consistent=consistent, anon_vmas=anon_vmas
+    )
+
+
+def _common(most: int, equal: Callable[[int, int], bool]) -> int:
+    """How many records, of `most`, are equal: as far as `equal`, asked for ranges of bytes, says so."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if equal(low * RECORD.size, middle * RECORD.size):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _is_name(records: bytes, at: int) -> bool:
+    return records.startswith(_NAME_TAG, at * RECORD.size)
+
+
+def _rows(records: bytes, start: int, end: int) -> int:
+    """How many rows the records from `start` to `end`, in bytes, are: names are none."""
+    words = array("Q")
+    words.frombytes(records[start:end])
+    return len(words) // WORDS - words[::WORDS].count(NAME_TAG)
+
+
+def _without_sequence(records: bytes) -> bytes:
+    words = array("Q")
+    words.frombytes(records)
+    words[SEQUENCE::WORDS] = array("Q", bytes(8 * (len(words) // WORDS)))
+    return words.tobytes()
 
 
 def _flags_today(flags: int) -> int:

@@ -24,7 +24,7 @@ def digest(pid: int, pages: Pagemap, candidates: Sequence[plan.Candidate], low: 
     gives those of its pages that hold only zeroes back (6.12). Left out is what the kernel itself writes whenever the
     thread that does the work comes to another processor: its ``struct rseq``.
     """
-    found = hashlib.blake2b()
+    found = hashlib.sha256()
     kernels = range(rseq.area, rseq.area + rseq.size) if rseq is not None else range(0)
     fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -62,7 +62,7 @@ def _read(fd: int, length: int, address: int) -> bytes:
     return data
 
 
-def _add_pages(found: hashlib.blake2b, address: int, data: memoryview) -> None:
+def _add_pages(found: "hashlib._Hash", address: int, data: memoryview) -> None:
     for at in range(0, len(data), abi.PAGE_SIZE):
         page = data[at : at + abi.PAGE_SIZE]
         if page != _ZEROES:

@@ -213,10 +213,11 @@ def parts(
         if reason or look is None:
             yield Part(rows, (), reason)
             continue
+        start, end = keep_from(rows[0], limits.low), rows[-1].end  # a first row of gigabytes stays where it is
         if rows[0].flags & abi.VM_LOCKED_MASK and look_at_locked is not None:
-            populated = look_at_locked(rows[0].start, rows[-1].end)
+            populated = look_at_locked(start, end)
         else:
-            populated = look(rows[0].start, rows[-1].end)
+            populated = look(start, end)
         for part, held, reason in _split_at_held(rows, populated, limits):
             yield Part(part, populated, reason or _locked_reason(part, populated, limits.low), held)
 
@@ -459,6 +460,11 @@ class Room:
             self._low, self._high = ends[at], starts[at]
         self._low += ROOM_GUARD
         self._high -= ROOM_GUARD
+
+    def is_free(self, rows: Sequence[Row]) -> bool:
+        """Whether none of `rows`, later ones of the same process, reaches into the stretch. O(log rows)."""
+        at = bisect_right(rows, self._low, key=_end)
+        return at == len(rows) or rows[at].start >= self._high
 
     def place(self, keep: int, length: int) -> int:
         """An address in the stretch for `length` bytes, aligned as `keep` modulo 2 MiB. Raises NoRoom."""

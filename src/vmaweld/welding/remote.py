@@ -16,7 +16,7 @@ from vmaweld.kernel import procfs, syscalls
 from vmaweld.kernel.errors import KernelError, ProcessGone
 from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.snapshot import Row, Snapshot
-from vmaweld.welding import contents, plan, residue, seccomp, source, support, workshop
+from vmaweld.welding import contents, plan, residue, seccomp, source, support, trampoline, workshop
 from vmaweld.welding.errors import Busy, HalfDone, WeldError
 from vmaweld.welding.folding import Folded, fold
 from vmaweld.welding.pace import Pace
@@ -108,6 +108,8 @@ class _Weld:
         self._source = source.Source(pid)
         self._process = -1
         self._prepared: tuple[Snapshot, plan.Plan] | None = None
+        self._room: plan.Room | None = None
+        self._named: tuple[Snapshot, Sequence[Row]] | None = None
 
     def work(self, progress: Callable[[Report], None] | None) -> Report:
         try:
@@ -123,10 +125,10 @@ class _Weld:
     def _work(self, progress: Callable[[Report], None] | None) -> Report:
         report = self.report
         snapshot, made = self._prepare()
-        workshop.refuse_if_taken(self.pid, snapshot.rows)
+        workshop.refuse_if_taken(self.pid, self._workshops(snapshot))
         self._begin(snapshot, made)
         report.vmas_after = report.vmas_before
-        self._residue = self._is_residue(snapshot.rows)
+        self._residue = self._is_residue(self._workshops(snapshot))
         if not made.candidates and not self._residue:
             return report
         try:
@@ -177,7 +179,21 @@ class _Weld:
             made = plan.make(snapshot, pages, limits, quick=self._quick)
         support.check_memory(self.pid, made, unshare=self.options.unshare, verify=self.options.verify)
         self._prepared = snapshot, made
+        self._find_room(snapshot)
+        self._workshops(snapshot)
         return snapshot, made
+
+    def _find_room(self, snapshot: Snapshot) -> plan.Room:
+        """Where groups move through: once found, it is good while nothing has been mapped there."""
+        if self._room is None or not self._room.is_free(snapshot.rows):
+            self._room = plan.Room(snapshot.rows)
+        return self._room
+
+    def _workshops(self, snapshot: Snapshot) -> Sequence[Row]:
+        """The rows of `snapshot` that may be somebody's workshop, found once."""
+        if self._named is None or self._named[0] is not snapshot:
+            self._named = snapshot, workshop.named(snapshot.rows)
+        return self._named[1]
 
     def _begin(self, snapshot: Snapshot, made: plan.Plan) -> None:
         self.report.vmas_before = len(snapshot.rows)
@@ -200,20 +216,24 @@ class _Weld:
                 raise ProcessGone(f"process {self.pid} has ended during the weld") from None
             finally:
                 still.release()
-                self.report.pauses.append(time.monotonic() - still.began)
+                pause = time.monotonic() - still.began
+                self.report.pauses.append(pause)
+                self._pace.paused(pause)
 
         return while_still(self.pid, noted, self.options.max_pause)
 
     def _slice(self, still: Standstill) -> bool:
         """Weld what there is, or as much as fits into the pause; whether something is left over."""
         first = not self._workshop.address
-        snapshot = self._source.take()
+        # In a short pause there is no time to look at all VMAs of a large process; what is then known of pages is
+        # looked at again where it matters (`_choose`).
+        snapshot = self._source.take() if self.options.max_pause is None else self._source.again()
         self._prove(snapshot)
-        workshop.refuse_if_taken(self.pid, snapshot.rows, self._workshop.address)
+        workshop.refuse_if_taken(self.pid, self._workshops(snapshot), self._workshop.address)
         if first:
             support.check_headroom(len(snapshot.rows))
             support.check_io_uring(self.pid)
-            residue.let_finish(still, snapshot.rows)
+            residue.let_finish(still, self._workshops(snapshot), trampoline.gap(self.pid, snapshot.rows))
         puppet = Puppet(still, snapshot.rows)
         # Another thread may be at work now, or this one have got another filter since the last slice.
         self._filters = seccomp.check(self.pid, puppet.tid, self._filters)
@@ -221,7 +241,7 @@ class _Weld:
         try:
             if first and self._residue:
                 self._residue = False
-                self.report.repaired = residue.clear(puppet, residue.mapped(self.pid, snapshot.rows))
+                self.report.repaired = residue.clear(puppet, residue.mapped(self.pid, self._workshops(snapshot)))
                 snapshot = self._source.take()
                 more = self.options.max_pause is not None  # what to weld now is planned before the next slice
             if not more:
@@ -298,15 +318,15 @@ class _Weld:
         """(what to weld in this standstill, whether something is left over).
 
         What was planned while the process ran is good if nothing has changed since. Pages may have come even so, which
-        matters only where they are counted on: a VMA that had no anon_vma has none still, or the snapshot would
-        differ; but what is mlocked may have got a hole.
+        matters only where they are counted on: what is mlocked may have got a hole, and what had no anon_vma pages.
+        (Where the whole is welded at once, a VMA that had none has none still, or the snapshot would differ.)
         """
         assert self._prepared is not None
         prepared, made = self._prepared
         anew = bool(prepared is not snapshot or limits.unshare or limits.avoid or limits.zero_stays)
         guarded = plan.guarded(made, limits)
         if self.options.max_pause is None:
-            if anew or guarded or _locked(made.candidates):
+            if anew or guarded or any(map(_locked, made.candidates)):
                 made = plan.make(snapshot, pages, limits, quick=self._quick)
             if first:
                 self._begin(snapshot, made)
@@ -314,13 +334,10 @@ class _Weld:
             return made.candidates, False
         if guarded:
             return [], True  # what a filter forbids is known now, and planned for before the next slice
-        # Where looking at all VMAs takes most of the pause, or more than that, some time must be left for work, or the
-        # whole would take for ever.
-        spent = time.monotonic() - still.began
-        budget = max(self.options.max_pause - spent, self.options.max_pause / 2, spent / 4)
+        budget = self._pace.budget(self.options.max_pause, time.monotonic() - still.began)
         self.report.left = made.left
         chosen, more = self._pace.share(made.candidates, budget)
-        if chosen and (anew or _locked(chosen)):
+        if chosen and (anew or any(_locked(one) or _empty(one) for one in chosen)):
             # The last row may be but the front of a VMA, and a plan takes whole ones only.
             last = made.candidates[len(chosen) - 1].rows[len(chosen[-1].rows) - 1]
             part = limits._replace(low=max(limits.low, chosen[0].rows[0].start), high=min(limits.high, last.end))
@@ -366,7 +383,7 @@ class _Weld:
 
         folded = fold(
             candidates,
-            plan.Room(snapshot.rows),
+            self._find_room(snapshot),
             run,
             low=self.options.low,
             retry=retry,
@@ -377,8 +394,13 @@ class _Weld:
         return folded
 
 
-def _locked(candidates: Sequence[plan.Candidate]) -> bool:
-    return any(candidate.rows[0].flags & abi.VM_LOCKED_MASK for candidate in candidates)
+def _locked(candidate: plan.Candidate) -> bool:
+    return bool(candidate.rows[0].flags & abi.VM_LOCKED_MASK)
+
+
+def _empty(candidate: plan.Candidate) -> bool:
+    """It has VMAs without an anon_vma, and so without pages of their own: a weld may drop what is mapped there."""
+    return not all(row.anon_vma for row in candidate.rows)
 
 
 def _count(pid: int) -> int:

@@ -25,7 +25,10 @@ _NR_CLOSE: Final = 3
 
 
 def mapped(pid: int, rows: Sequence[Row]) -> list[Found]:
-    """The workshops that are mapped in `pid`, in order; [] where nothing was left."""
+    """The workshops that are mapped in `pid`, in order; [] where nothing was left.
+
+    rows: the VMAs of `pid`, or those that `workshop.named` picks.
+    """
     return workshop.found(pid, rows, WORKSHOP)
 
 
@@ -51,10 +54,12 @@ def _is_workshop(path: str) -> bool:
         os.close(fd)
 
 
-def let_finish(still: Standstill, rows: Sequence[Row]) -> None:
-    """Let a thread that is still at work for a dead welder go on until it has gone back, the others standing still."""
+def let_finish(still: Standstill, rows: Sequence[Row], gap: trampoline.Gap) -> None:
+    """Let a thread that is still at work for a dead welder go on until it has gone back, the others standing still.
+
+    rows: as for `mapped`. gap: where it may have made single calls.
+    """
     areas = [(area.start, area.end) for area in mapped(still.pid, rows)]
-    gap = trampoline.gap(still.pid, rows)
     if gap.left:
         areas.append((gap.address, gap.address + trampoline.SIZE))
     for tid in still.threads:

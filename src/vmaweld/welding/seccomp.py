@@ -71,6 +71,7 @@ class Filters:
         self._filters: list[Filter] = [list(struct.iter_unpack("<HBBI", one)) for one in code]
         self._known: dict[tuple[int, int], str] = {}
         self._passes: dict[Call, bool] = {}
+        self._forbids_rseq: str | None = None
 
     def forbidden(self, calls: Iterable[Call]) -> str:
         """The name of the first of `calls` that a filter does not simply allow, "" where all pass."""
@@ -102,7 +103,9 @@ class Filters:
 
     def forbids_rseq(self) -> str:
         """Not "" where they forbid what `program.Program.leave_rseq` adds."""
-        return self.forbidden(_calls(_RW, -1, ptrace.Rseq(_SOMEWHERE, 32, 0)))
+        if self._forbids_rseq is None:
+            self._forbids_rseq = self.forbidden(_calls(_RW, -1, ptrace.Rseq(_SOMEWHERE, 32, 0)))
+        return self._forbids_rseq
 
     def why_left(self, prot: int, locked: int) -> str:
         """Why memory with these two fields of a `program.Group` is to be left out, "" where it is not."""

@@ -2,11 +2,10 @@
 
 import contextlib
 import gc
-from array import array
 from collections.abc import Iterator
 from types import TracebackType
 
-from vmaweld.kernel import bpf, bpf_program, bpf_records, procfs, snapshots
+from vmaweld.kernel import bpf, bpf_records, procfs, snapshots
 from vmaweld.kernel.errors import KernelError, NotSupported
 from vmaweld.snapshot import Snapshot
 
@@ -29,7 +28,8 @@ class Source:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._watch: bpf.Watch | None = None
-        self._last: tuple[bytes, Snapshot] | None = None
+        self._records = b""
+        self._last: Snapshot | None = None
         if bpf.available()[0]:
             with contextlib.suppress(NotSupported):  # the process is gone
                 self._watch = bpf.loaded().watch(pid)
@@ -41,11 +41,22 @@ class Source:
         records, consistent = self._watch.read_quickly()
         if not records:
             raise procfs.why_empty(self.pid)
-        if self._last is not None and _same(self._last[0], records):
-            return self._last[1]
-        snapshot = bpf_records.parse(self.pid, records, consistent)
-        self._last = records, snapshot
-        return snapshot
+        if self._last is None:
+            self._last = bpf_records.parse(self.pid, records, consistent)
+        else:
+            self._last = bpf_records.parse_again(self._last, self._records, records, consistent)
+        self._records = records
+        return self._last
+
+    def again(self) -> Snapshot:
+        """The last snapshot, in an instant, if it shows all VMAs as they are; else as `take`.
+
+        One thing may have happened behind its back: a page fault may have given a VMA its first anon_vma.
+        """
+        last, watch = self._last, self._watch
+        if last is not None and last.consistent and watch is not None and watch.still_shows(self._records):
+            return last
+        return self.take()
 
     def close(self) -> None:
         """Let go of the iterator; safe to call twice."""
@@ -60,20 +71,6 @@ class Source:
         self, _kind: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _same(records: bytes, others: bytes) -> bool:
-    """Two walks show the same, but perhaps for the count of write locks: all that these could have changed is equal."""
-    return records == others or (
-        len(records) == len(others) and _without_sequence(records) == _without_sequence(others)
-    )
-
-
-def _without_sequence(records: bytes) -> bytes:
-    words = array("Q")
-    words.frombytes(records)
-    words[bpf_program.SEQUENCE :: bpf_program.WORDS] = array("Q", bytes(8 * (len(words) // bpf_program.WORDS)))
-    return words.tobytes()
 
 
 def take(pid: int) -> Snapshot:

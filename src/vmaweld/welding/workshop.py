@@ -177,14 +177,21 @@ class Found(NamedTuple):
         return self.start + mc.HEADER_AT
 
 
+def named(rows: Sequence[Row], name: str = NAMES) -> list[Row]:
+    """Those of `rows` that map a memfd whose name begins with `name`."""
+    beginning = f"/memfd:{name}"
+    return [row for row in rows if row.file and row.file.startswith(beginning)]
+
+
 def found(pid: int, rows: Sequence[Row], name: str) -> list[Found]:
     """Workshops mapped in `pid` from a memfd whose name begins with `name`, known by their journals.
 
-    rows: the VMAs of `pid`. Those of another version of this program are not among them: nobody knows what they hold.
+    rows: the VMAs of `pid`, or those that `named` picks. Those of another version of this program are not among them:
+    nobody knows what they hold.
     """
     areas: list[Found] = []
     before: Row | None = None
-    for row in [row for row in rows if row.file and row.file.startswith(f"/memfd:{name}")]:
+    for row in named(rows, name):
         if row.pgoff == 0:
             areas.append(Found(row.start, row.end))
         elif before is not None and areas and areas[-1].end == row.start and before.file == row.file:
@@ -196,7 +203,7 @@ def found(pid: int, rows: Sequence[Row], name: str) -> list[Found]:
 def refuse_if_taken(pid: int, rows: Sequence[Row], but: int = 0) -> None:
     """Raises Busy where process `pid` is being welded, by another welder or by itself.
 
-    rows: its VMAs. but: the address of the caller's own workshop.
+    rows: its VMAs, or those that `named` picks. but: the address of the caller's own workshop.
     """
     for area in found(pid, rows, NAMES):
         owner = _read(pid, area.header + mc.HEADER["OWNER"], 4)
