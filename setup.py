@@ -19,10 +19,11 @@ from typing import Any
 from setuptools import setup
 
 COMPILED = [
-    *(f"src/vmaweld/{name}.py" for name in ("abi", "events", "snapshot", "policy", "seams")),
+    *(f"src/vmaweld/{name}.py" for name in ("abi", "events", "snapshot", "seams")),
     *(f"src/vmaweld/study/{name}.py" for name in ("replay", "missed", "timeline", "tally")),
     "src/vmaweld/kernel/bpf_records.py",
     *(f"src/vmaweld/inspect/{name}.py" for name in ("collect", "kinds", "obstacles", "report")),
+    *sorted(path for path in glob("src/vmaweld/policy/*.py") if not path.endswith("__init__.py")),
     *sorted(path for path in glob("src/vmaweld/model/*.py") if not path.endswith("__init__.py")),
 ]
 # One run of setup.py serves many commands (egg_info, sdist, editable_wheel ...); only these need the extensions.

@@ -15,6 +15,7 @@ from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.snapshot import Snapshot
 from vmaweld.study.drawing import Scale, draw
 from vmaweld.study.explain import Outcome, ScenarioError, describe, explain, read_scenario, verdict
+from vmaweld.study.policies import kernel_data, kernel_text
 from vmaweld.study.scenarios import SCENARIOS, Scenario
 from vmaweld.words import count_text, printable
 
@@ -24,6 +25,7 @@ Examples:
   vmaweld explain mremap-back              a moved buffer beside another, under each patch
   vmaweld explain case-4 -p linux-6.18     under a policy of one's own choice
   vmaweld explain --file calls.json        calls of one's own (docs/study.md tells the format)
+  vmaweld explain --kernel 6.6 --against 6.1   the rules in which two kernels differ
 """
 
 
@@ -31,8 +33,17 @@ Examples:
 @click.argument("name", metavar="[SCENARIO]", required=False)
 @click.option("--file", "path", type=click.Path(path_type=Path), help="Draw the events in this JSON file.")
 @click.option("-p", "--policy", "policies", multiple=True, metavar="POLICY", help="Under this policy. Repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="JSON; the keys are told in docs/study.md.")
-def command(name: str | None, path: Path | None, policies: tuple[str, ...], as_json: bool) -> None:
+@click.option("--kernel", metavar="RELEASE", help="Tell what is known of this kernel's rules (6.6, 6.1.30).")
+@click.option("--against", metavar="RELEASE", help="With --kernel: the rules in which it differs from this one.")
+@click.option("--json", "as_json", is_flag=True, help="JSON; the keys are told in docs/study.md and docs/policies.md.")
+def command(
+    name: str | None,
+    path: Path | None,
+    policies: tuple[str, ...],
+    kernel: str | None,
+    against: str | None,
+    as_json: bool,
+) -> None:
     """Draw one scenario: the address space before its last call, and after it under each policy.
 
     Letters are VMAs; below them their access, their page offset (hex) and the number of their anon_vma, with the
@@ -40,6 +51,9 @@ def command(name: str | None, path: Path | None, policies: tuple[str, ...], as_j
 
     Exit status: 0 done; 2 no such scenario or policy, or the file holds none; 130 interrupted.
     """
+    if kernel or against:
+        _compare(kernel, against, bool(name or path or policies), as_json)
+        return
     if name and path:
         fail("give a scenario or --file, one of the two", USAGE)
     if not name and not path:
@@ -63,6 +77,21 @@ def command(name: str | None, path: Path | None, policies: tuple[str, ...], as_j
         print_json(_data(scenario, outcomes))
     else:
         _print(scenario, outcomes)
+
+
+def _compare(kernel: str | None, against: str | None, scenario: bool, as_json: bool) -> None:
+    if kernel is None or scenario:
+        fail("--against goes with --kernel, and neither with a scenario or a policy", USAGE)
+    first, second = (release and f"linux-{release.removeprefix('linux-')}" for release in (kernel, against or ""))
+    try:
+        if as_json:
+            print_json(kernel_data(first, second))
+        else:
+            out = console()
+            for line in kernel_text(first, second):
+                out.print(Text(line), soft_wrap=True)
+    except PolicyError as error:
+        fail(str(error), USAGE)
 
 
 def _list(as_json: bool) -> None:
