@@ -259,7 +259,7 @@ def _move(space: AddressSpace, vma: VMA, addr: int, old_length: int, new_length:
         new.flags &= ~VM_UFFD_ANY
     if dontunmap:
         source.flags &= ~VM_LOCKED_MASK
-        if policy.dontunmap_unaccounts and source is not new:
+        if policy.dontunmap_unaccounts:
             source.flags &= ~VM_ACCOUNT
         inside = source.start < addr and addr + old_length < source.end
         above = source.next
