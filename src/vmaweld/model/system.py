@@ -20,9 +20,9 @@ from vmaweld.abi import (
     VM_WIPEONFORK,
 )
 from vmaweld.events import Event
-from vmaweld.model import madvise, mmap, mprotect, mremap, userfault
 from vmaweld.model.address_space import DEFAULT_MMAP_BASE, AddressSpace, Machine
 from vmaweld.model.anon_vma import AnonVma
+from vmaweld.model.calls import madvise, mmap, mprotect, mremap, userfaultfd
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import touch
 from vmaweld.model.pages import PageRun
@@ -175,13 +175,13 @@ class System:
         if op == ev.MSEAL:
             return mprotect.mseal(space, addr, length)
         if op == ev.UFFD_REGISTER:
-            return userfault.register(space, addr, length, event.flags, event.new_addr)
+            return userfaultfd.register(space, addr, length, event.flags, event.new_addr)
         if op == ev.UFFD_UNREGISTER:
-            return userfault.unregister(space, addr, length, event.new_addr)
+            return userfaultfd.unregister(space, addr, length, event.new_addr)
         if op == ev.UFFD_CLOSE:
-            return userfault.close(space, event.new_addr)
+            return userfaultfd.close(space, event.new_addr)
         if op == ev.UFFD_MOVE:
-            return userfault.move(space, addr, length, event.new_addr)
+            return userfaultfd.move(space, addr, length, event.new_addr)
         raise ValueError(f"no event is called {op!r}")
 
     def _brk(self, space: AddressSpace, event: Event) -> int:

@@ -1,0 +1,1 @@
+"""The calls: one family of system calls a file."""
