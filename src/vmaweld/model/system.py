@@ -22,7 +22,19 @@ from vmaweld.abi import (
 from vmaweld.events import Event
 from vmaweld.model.address_space import DEFAULT_MMAP_BASE, AddressSpace, Machine
 from vmaweld.model.anon_vma import AnonVma
-from vmaweld.model.calls import madvise, mmap, mprotect, mremap, userfaultfd
+from vmaweld.model.calls import (
+    brk,
+    madvise,
+    mbind,
+    mlock,
+    mmap,
+    mprotect,
+    mremap,
+    mseal,
+    remap_file_pages,
+    shm,
+    userfaultfd,
+)
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import touch
 from vmaweld.model.pages import PageRun
@@ -147,19 +159,19 @@ class System:
         if op == ev.EXIT:
             return self._exit(event.pid)
         if op == ev.MLOCK:
-            return mprotect.mlock(space, addr, length, event.flags)
+            return mlock.mlock(space, addr, length, event.flags)
         if op == ev.MUNLOCK:
-            return mprotect.munlock(space, addr, length)
+            return mlock.munlock(space, addr, length)
         if op == ev.MLOCKALL:
-            return mprotect.mlockall(space, event.flags)
+            return mlock.mlockall(space, event.flags)
         if op == ev.MUNLOCKALL:
-            return mprotect.munlockall(space)
+            return mlock.munlockall(space)
         if op == ev.SET_NAME:
             return madvise.set_name(space, addr, length, event.file)
         if op == ev.MBIND:
-            return mprotect.mbind(space, addr, length, event.file)
+            return mbind.mbind(space, addr, length, event.file)
         if op == ev.SHMAT:
-            return mmap.shmat(
+            return shm.shmat(
                 space,
                 addr,
                 length,
@@ -169,11 +181,11 @@ class System:
                 placed=_placed(event, length),
             )
         if op == ev.SHMDT:
-            return mmap.shmdt(space, addr)
+            return shm.shmdt(space, addr)
         if op == ev.REMAP_FILE_PAGES:
-            return mmap.remap_file_pages(space, addr, length, event.pgoff)
+            return remap_file_pages.remap_file_pages(space, addr, length, event.pgoff)
         if op == ev.MSEAL:
-            return mprotect.mseal(space, addr, length)
+            return mseal.mseal(space, addr, length)
         if op == ev.UFFD_REGISTER:
             return userfaultfd.register(space, addr, length, event.flags, event.new_addr)
         if op == ev.UFFD_UNREGISTER:
@@ -192,7 +204,7 @@ class System:
             space.start_brk = heap.start if known and heap is not None else event.result
             space.brk = event.result
             return event.result
-        return mmap.brk(space, event.addr)
+        return brk.brk(space, event.addr)
 
     def _fork(self, event: Event) -> int:
         parent = self.space(event.pid)
