@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Final
 
 from vmaweld.abi import (
@@ -17,10 +18,10 @@ from vmaweld.abi import (
     VM_NOHUGEPAGE,
     VM_SEALED,
     VM_SHARED,
-    VM_UFFD_ANY,
     page_align_up,
 )
-from vmaweld.model.anon_vma import AnonVma, clone_chain, fork_chain, unlink_chain
+from vmaweld.events import Event
+from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.merge import ANON_VMA, MergeState, apply_merge, decide
 from vmaweld.model.pages import PageTable
@@ -43,6 +44,7 @@ class Machine:
     total_pages: memory and swap; no single mapping of a fork may commit more (0: no limit).
     pkeys: the processor has protection keys, so memory that is only executable gets one that forbids reading.
     file_pages: sizes, in pages, of the files whose size matters: shared anonymous memory and segments.
+    processes: the address space of each process by its pid; some may share one (CLONE_VM).
     """
 
     __slots__ = (
@@ -56,6 +58,7 @@ class Machine:
         "overcommit_never",
         "pkeys",
         "policy",
+        "processes",
         "stack_limit",
         "thp",
         "total_pages",
@@ -90,6 +93,27 @@ class Machine:
         self.last_anon_vma: int = 0
         self.last_file: int = 0
         self.file_pages: dict[str, int] = {}
+        self.processes: dict[int, AddressSpace] = {}
+
+    def add_process(self, pid: int) -> AddressSpace:
+        """A process `pid` with an empty address space of its own."""
+        space = AddressSpace(self)
+        self.processes[pid] = space
+        return space
+
+    def leave(self, pid: int) -> None:
+        """`pid` gives up its address space; the last user's is torn down (``exit_mmap``)."""
+        space = self.processes.pop(pid, None)
+        if space is None:
+            return
+        space.users -= 1
+        if space.users:
+            return
+        vma = space.vmas.first
+        while vma is not None:
+            following = vma.next
+            space.remove(vma)
+            vma = following
 
 
 class AddressSpace:
@@ -322,28 +346,6 @@ class AddressSpace:
         if block < end and block + HUGE_PAGE_SIZE <= vma.end:
             self.prepare_anon_vma(vma)
 
-    def fork_vma(self, vma: VMA, child: AddressSpace, flags: int, *, wipe: bool) -> None:
-        """Copy `vma` into `child` with `flags` (one turn of ``dup_mmap``). wipe: no pages, no anon_vma."""
-        new = VMA(
-            child,
-            vma.start,
-            vma.end,
-            flags,
-            vma.pgoff,
-            vma.file,
-            vma.mempolicy,
-            0 if not flags & VM_UFFD_ANY else vma.uffd,
-            vma.name,
-            vma.close,
-        )
-        child.vmas.insert(new)
-        if wipe or vma.anon_vma is None:
-            return
-        machine = self.machine
-        if fork_chain(new, vma, machine.last_anon_vma + 1, by_degree=machine.policy.fork_reuses_by_degree):
-            machine.last_anon_vma += 1
-        self.pages.fork_into(child.pages, vma.start, vma.end)
-
     def file_end(self, vma: VMA) -> int:
         """The address in `vma` past which its file has no pages (touching is SIGBUS); its end if none is known."""
         pages = self.machine.file_pages.get(vma.file, -1) if vma.file else -1
@@ -438,6 +440,11 @@ class AddressSpace:
                 assert run.anon_vma in holder.chain, f"no walk from {run!r} finds {holder!r}"
                 address = holder.end
                 holder = holder.next
+
+
+Call = Callable[[AddressSpace, Event], int]
+"""What performs one kind of event in the address space of its process: it returns what the system call returns, and
+raises LinuxError where Linux would fail it."""
 
 
 def why_shared(anon_vma: AnonVma | None) -> str:

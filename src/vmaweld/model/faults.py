@@ -1,4 +1,4 @@
-"""Touching memory: read and write faults, stack growth, and the kernel touching it on request (``mm/gup.c``)."""
+"""What faults ask: may a VMA be touched; and the kernel touching memory on request (``mm/gup.c``)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from vmaweld.abi import (
     EXECUTE_ONLY_PKEY,
     VM_ACCESS_FLAGS,
     VM_EXEC,
-    VM_GROWSDOWN,
     VM_IO,
     VM_LOCKONFAULT,
     VM_PFNMAP,
     VM_PKEY_MASK,
     VM_PKEY_SHIFT,
-    VM_READ,
     VM_SHARED,
     VM_WRITE,
-    page_align_down,
-    page_align_up,
 )
 from vmaweld.model.address_space import AddressSpace
 from vmaweld.model.errors import LinuxError
@@ -44,38 +40,6 @@ def execute_only(vma: VMA) -> bool:
     )
 
 
-def touch(space: AddressSpace, addr: int, length: int, *, write: bool) -> int:
-    """Read or write every page of ``[addr, addr + length)``, in order. Returns 0.
-
-    Raises EFAULT at the first page that may not be
-    touched; what lies before it has been.
-    """
-    start = page_align_down(addr)
-    end = page_align_up(addr + length)
-    while start < end:
-        vma = space.vmas.find(start)
-        if vma is None:
-            raise LinuxError(errno.EFAULT, f"nothing is mapped at {start:#x}")
-        if start < vma.start:
-            if not vma.flags & VM_GROWSDOWN:
-                raise LinuxError(errno.EFAULT, f"nothing is mapped at {start:#x}")
-            try:
-                space.grow_down(vma, start)
-            except LinuxError as error:
-                raise LinuxError(errno.EFAULT, error.why) from None
-        if not accessible(vma, write=write):
-            raise LinuxError(errno.EFAULT, f"{start:#x} is not {'writable' if write else 'readable'}")
-        stop = min(space.file_end(vma), end)
-        if stop <= start:
-            raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
-        if write:
-            space.write_pages(vma, start, stop)
-        else:
-            space.read_pages(vma, start, stop)
-        start = stop
-    return 0
-
-
 def populate(space: AddressSpace, start: int, end: int, *, ignore_errors: bool) -> None:
     """``__mm_populate``: touch what mlock and MAP_POPULATE promise. Raises ENOMEM for memory without access."""
     vma = space.vmas.find(start) if start < end else None
@@ -93,22 +57,3 @@ def populate(space: AddressSpace, start: int, end: int, *, ignore_errors: bool) 
             if space.file_end(vma) < min(vma.end, end) and not ignore_errors:
                 raise LinuxError(errno.ENOMEM, f"{vma.start:#x} reaches past the end of its file")
         vma = vma.next
-
-
-def populate_advice(space: AddressSpace, start: int, end: int, *, write: bool) -> int:
-    """MADV_POPULATE_READ and _WRITE (5.14). Returns 0. Raises ENOMEM at a hole, EINVAL where access is forbidden."""
-    while start < end:
-        vma = space.vmas.find(start)
-        if vma is None or vma.start > start:
-            raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
-        if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
-            raise LinuxError(errno.EINVAL, f"{start:#x} is not {'writable' if write else 'readable'}")
-        stop = min(space.file_end(vma), end)
-        if stop <= start:
-            raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
-        if write:
-            space.write_pages(vma, start, stop)
-        else:
-            space.read_pages(vma, start, stop)
-        start = stop
-    return 0

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-
-from vmaweld import events as ev
-from vmaweld.abi import (
-    CLONE_VM,
-    DEFAULT_MAX_MAP_COUNT,
-    MAP_FIXED,
-    MMAP_MIN_ADDR,
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    TASK_SIZE,
-    VM_ACCOUNT,
-    VM_DONTCOPY,
-    VM_LOCKED_MASK,
-    VM_UFFD_ANY,
-    VM_WIPEONFORK,
-)
+from vmaweld.abi import DEFAULT_MAX_MAP_COUNT, MMAP_MIN_ADDR, PAGE_SHIFT
 from vmaweld.events import Event
 from vmaweld.model.address_space import DEFAULT_MMAP_BASE, AddressSpace, Machine
 from vmaweld.model.anon_vma import AnonVma
-from vmaweld.model.calls import (
-    brk,
-    madvise,
-    mbind,
-    mlock,
-    mmap,
-    mprotect,
-    mremap,
-    mseal,
-    remap_file_pages,
-    shm,
-    userfaultfd,
-)
+from vmaweld.model.calls import CALLS
 from vmaweld.model.errors import LinuxError
-from vmaweld.model.faults import touch
 from vmaweld.model.pages import PageRun
 from vmaweld.model.tracepoints import Tracepoints
-from vmaweld.model.vma import VMA
 from vmaweld.policy import Policy
 from vmaweld.snapshot import Row, Snapshot
 
@@ -92,14 +62,12 @@ class System:
             thp,
             total_pages,
         )
-        self.processes: dict[int, AddressSpace] = {}
+        self.processes: dict[int, AddressSpace] = self.machine.processes
         self.sequence: int = 0
 
     def add_process(self, pid: int) -> AddressSpace:
         """A process `pid` with an empty address space of its own."""
-        space = AddressSpace(self.machine)
-        self.processes[pid] = space
-        return space
+        return self.machine.add_process(pid)
 
     def space(self, pid: int) -> AddressSpace:
         """The address space of `pid`; one that nobody has announced begins empty."""
@@ -118,158 +86,10 @@ class System:
             trace.call = event.op
         self.sequence += 1
         space = self.processes.get(event.pid)
-        return self._perform(space if space is not None else self.add_process(event.pid), event)
-
-    def _perform(self, space: AddressSpace, event: Event) -> int:
-        op = event.op
-        addr = event.addr
-        length = event.length
-        if op == ev.WRITE:
-            return touch(space, addr, length, write=True)
-        if op == ev.READ:
-            return touch(space, addr, length, write=False)
-        if op == ev.MMAP:
-            return mmap.mmap(
-                space, addr, length, event.prot, event.flags, event.file, event.pgoff, placed=_placed(event, length)
-            )
-        if op == ev.MUNMAP:
-            return mmap.munmap(space, addr, length)
-        if op == ev.MPROTECT:
-            return mprotect.mprotect(space, addr, length, event.prot, event.flags - 1)
-        if op == ev.MREMAP:
-            return mremap.mremap(
-                space,
-                addr,
-                length,
-                event.new_length,
-                event.flags,
-                event.new_addr,
-                placed=_placed(event, event.new_length),
-            )
-        if op == ev.BRK:
-            return self._brk(space, event)
-        if op == ev.MADVISE:
-            return madvise.madvise(space, addr, length, event.flags)
-        if op == ev.FORK:
-            return self._fork(event)
-        if op == ev.EXEC:
-            return self._exec(event)
-        if op == ev.PLACE:
-            return self._place(space, event)
-        if op == ev.EXIT:
-            return self._exit(event.pid)
-        if op == ev.MLOCK:
-            return mlock.mlock(space, addr, length, event.flags)
-        if op == ev.MUNLOCK:
-            return mlock.munlock(space, addr, length)
-        if op == ev.MLOCKALL:
-            return mlock.mlockall(space, event.flags)
-        if op == ev.MUNLOCKALL:
-            return mlock.munlockall(space)
-        if op == ev.SET_NAME:
-            return madvise.set_name(space, addr, length, event.file)
-        if op == ev.MBIND:
-            return mbind.mbind(space, addr, length, event.file)
-        if op == ev.SHMAT:
-            return shm.shmat(
-                space,
-                addr,
-                length,
-                event.prot,
-                bool(event.flags & MAP_FIXED),
-                event.file,
-                placed=_placed(event, length),
-            )
-        if op == ev.SHMDT:
-            return shm.shmdt(space, addr)
-        if op == ev.REMAP_FILE_PAGES:
-            return remap_file_pages.remap_file_pages(space, addr, length, event.pgoff)
-        if op == ev.MSEAL:
-            return mseal.mseal(space, addr, length)
-        if op == ev.UFFD_REGISTER:
-            return userfaultfd.register(space, addr, length, event.flags, event.new_addr)
-        if op == ev.UFFD_UNREGISTER:
-            return userfaultfd.unregister(space, addr, length, event.new_addr)
-        if op == ev.UFFD_CLOSE:
-            return userfaultfd.close(space, event.new_addr)
-        if op == ev.UFFD_MOVE:
-            return userfaultfd.move(space, addr, length, event.new_addr)
-        raise ValueError(f"no event is called {op!r}")
-
-    def _brk(self, space: AddressSpace, event: Event) -> int:
-        if not space.start_brk and event.result is not None and event.result > 0:
-            # The first answer of a program whose exec was not seen in full: where its heap begins.
-            heap = space.vmas.find(event.result - 1)
-            known = heap is not None and heap.name == "[heap]" and heap.start < event.result
-            space.start_brk = heap.start if known and heap is not None else event.result
-            space.brk = event.result
-            return event.result
-        return brk.brk(space, event.addr)
-
-    def _fork(self, event: Event) -> int:
-        parent = self.space(event.pid)
-        if event.child == event.pid:
-            raise LinuxError(errno.EINVAL, f"process {event.pid} cannot be its own child")
-        self._leave(event.child)  # one of that number must have ended unseen
-        if event.flags & CLONE_VM:
-            parent.users += 1
-            self.processes[event.child] = parent
-            return event.child
-        limit = self.machine.total_pages
-        if limit and any(vma.flags & VM_ACCOUNT and vma.pages > limit for vma in parent.vmas):
-            raise LinuxError(errno.ENOMEM, "the child would commit more in one mapping than there is memory")
-        child = AddressSpace(self.machine)
-        child.start_brk = parent.start_brk
-        child.brk = parent.brk
-        for vma in parent.vmas:
-            if vma.flags & VM_DONTCOPY:
-                continue
-            # A child neither inherits mlock nor, without UFFD_FEATURE_EVENT_FORK, the userfaultfd.
-            flags = vma.flags & ~(VM_LOCKED_MASK | VM_UFFD_ANY)
-            parent.fork_vma(vma, child, flags, wipe=bool(vma.flags & VM_WIPEONFORK))
-        self.processes[event.child] = child
-        return event.child
-
-    def _leave(self, pid: int) -> None:
-        """`pid` gives up its address space; the last user's is torn down (``exit_mmap``)."""
-        space = self.processes.pop(pid, None)
-        if space is None:
-            return
-        space.users -= 1
-        if space.users:
-            return
-        vma = space.vmas.first
-        while vma is not None:
-            following = vma.next
-            space.remove(vma)
-            vma = following
-
-    def _exec(self, event: Event) -> int:
-        self._leave(event.pid)
-        self.add_process(event.pid)
-        return 0
-
-    def _exit(self, pid: int) -> int:
-        self._leave(pid)
-        return 0
-
-    def _place(self, space: AddressSpace, event: Event) -> int:
-        """A mapping that the kernel makes itself, or that was there before the recording: no question of merging.
-
-        Raises EINVAL for what no kernel maps, such as half a page: a damaged or invented recording.
-        """
-        end = event.addr + event.length
-        if (event.addr | end) & (PAGE_SIZE - 1) or not event.addr < end <= TASK_SIZE:
-            raise LinuxError(errno.EINVAL, f"{event.addr:#x} + {event.length:#x} is not a range of user pages")
-        if space.vmas.intersection(event.addr, end) is not None:
-            space.unmap(event.addr, end)
-        name = event.file if event.file.startswith("[") else ""
-        vma = VMA(space, event.addr, end, event.flags, event.pgoff, "" if name else event.file, "", 0, name)
-        space.vmas.insert(vma)
-        if name == "[heap]":
-            space.start_brk = event.addr
-            space.brk = end
-        return event.addr
+        call = CALLS.get(event.op)
+        if call is None:
+            raise ValueError(f"no event is called {event.op!r}")
+        return call(space if space is not None else self.add_process(event.pid), event)
 
     def snapshot(self, pid: int) -> Snapshot:
         """The rows of `pid`. Raises KeyError for a process that is not there."""
@@ -350,17 +170,6 @@ class System:
                 if same and linear and there.anon_vma is run.anon_vma:
                     found += 1
         return found
-
-
-def _placed(event: Event, length: int) -> int:
-    """The address where a recording saw the kernel put `length` bytes.
-
-    0 where there was none, the call failed, or no kernel can have answered so (a damaged or invented recording).
-    """
-    result = event.result
-    if result is None or result <= 0 or result & (PAGE_SIZE - 1) or result > TASK_SIZE - length:
-        return 0
-    return result
 
 
 def result_of(system: System, event: Event) -> int:

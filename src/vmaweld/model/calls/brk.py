@@ -4,30 +4,38 @@ from __future__ import annotations
 
 from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     PAGE_SHIFT,
     PAGE_SIZE,
     TASK_SIZE,
     VM_ACCOUNT,
     VM_LOCKED,
-    VM_MAYEXEC,
-    VM_MAYREAD,
-    VM_MAYWRITE,
     VM_READ,
     VM_WRITE,
     page_align_up,
 )
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
+from vmaweld.model.calls.mmap import MAY_ALL
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
 from vmaweld.model.merge import MergeState
 from vmaweld.model.vma import VMA
 
-_MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
 
+def brk(space: AddressSpace, event: Event) -> int:
+    """brk(2). Returns the break afterwards, which is the old one where the call failed.
 
-def brk(space: AddressSpace, addr: int) -> int:
-    """brk(2). Returns the break afterwards, which is the old one where the call failed."""
+    A recording may begin after the program's exec. Its first answer then tells where the heap begins.
+    """
+    if not space.start_brk and event.result is not None and event.result > 0:
+        heap = space.vmas.find(event.result - 1)
+        known = heap is not None and heap.name == "[heap]" and heap.start < event.result
+        space.start_brk = heap.start if known and heap is not None else event.result
+        space.brk = event.result
+        return event.result
+    addr = event.addr
     if not space.start_brk or addr < space.start_brk:
         return space.brk
     new = page_align_up(addr)
@@ -56,7 +64,7 @@ def brk(space: AddressSpace, addr: int) -> int:
 
 def _grow_brk(space: AddressSpace, start: int, end: int) -> None:
     """``do_brk_flags``: extend the heap, or begin a new VMA."""
-    flags = VM_READ | VM_WRITE | _MAY_ALL | VM_ACCOUNT | space.def_flags
+    flags = VM_READ | VM_WRITE | MAY_ALL | VM_ACCOUNT | space.def_flags
     prev = space.vmas.find_prev(start)
     next = space.vmas.find(start)
     only_prev = not space.machine.policy.brk_merges_next
@@ -67,3 +75,8 @@ def _grow_brk(space: AddressSpace, start: int, end: int) -> None:
         if space.merge(m) is not None:
             return
     space.vmas.insert(VMA(space, start, end, flags, start >> PAGE_SHIFT))
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.BRK: brk,
+}

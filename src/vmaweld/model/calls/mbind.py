@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import PAGE_SIZE, page_align_up
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.vma import VMA
 
 
-def mbind(space: AddressSpace, addr: int, length: int, mempolicy: str) -> int:
-    """mbind(2): `mempolicy` as text, "" for the default. Returns 0. Raises EINVAL, EFAULT, ENOMEM."""
-    if addr & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    start = addr
-    end = start + page_align_up(length)
+def mbind(space: AddressSpace, event: Event) -> int:
+    """mbind(2): the policy is `Event.file` as text, "" for the default. Returns 0. Raises EINVAL, EFAULT, ENOMEM."""
+    start = event.addr
+    mempolicy = event.file
+    if start & (PAGE_SIZE - 1):
+        raise LinuxError(errno.EINVAL, f"the address {start:#x} is not page aligned")
+    end = start + page_align_up(event.length)
     if end < start:
         raise LinuxError(errno.EINVAL, "the range wraps around")
     if end == start:
@@ -39,3 +43,8 @@ def mbind(space: AddressSpace, addr: int, length: int, mempolicy: str) -> int:
             )
         current = current.next
     return 0
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.MBIND: mbind,
+}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     MCL_CURRENT,
     MCL_FUTURE,
@@ -20,32 +22,34 @@ from vmaweld.abi import (
     page_align_down,
     page_align_up,
 )
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
 from vmaweld.model.vma import VMA
 
 
-def mlock(space: AddressSpace, addr: int, length: int, flags: int = 0) -> int:
+def mlock(space: AddressSpace, event: Event) -> int:
     """mlock(2), mlock2(2). Returns 0. Raises EINVAL, ENOMEM. The caller is taken to have CAP_IPC_LOCK."""
+    flags = event.flags
     if flags & ~MLOCK_ONFAULT:
         raise LinuxError(errno.EINVAL, f"unknown mlock flags {flags:#x}")
-    start, end = _lock_range(addr, length)
+    start, end = _lock_range(event)
     _lock(space, start, end, VM_LOCKED_MASK if flags & MLOCK_ONFAULT else VM_LOCKED)
     populate(space, start, end, ignore_errors=False)
     return 0
 
 
-def munlock(space: AddressSpace, addr: int, length: int) -> int:
+def munlock(space: AddressSpace, event: Event) -> int:
     """munlock(2). Returns 0. Raises EINVAL, ENOMEM."""
-    start, end = _lock_range(addr, length)
+    start, end = _lock_range(event)
     _lock(space, start, end, 0)
     return 0
 
 
-def _lock_range(addr: int, length: int) -> tuple[int, int]:
-    start = page_align_down(addr)
-    end = start + page_align_up(length + (addr - start))
+def _lock_range(event: Event) -> tuple[int, int]:
+    start = page_align_down(event.addr)
+    end = start + page_align_up(event.length + (event.addr - start))
     if end < start or end > 1 << 64:
         raise LinuxError(errno.EINVAL, "the range wraps around")
     return start, end
@@ -74,8 +78,9 @@ def _lock_vma(space: AddressSpace, vma: VMA, start: int, end: int, add: int) -> 
     return space.modify(vma, start, end, flags)
 
 
-def mlockall(space: AddressSpace, flags: int) -> int:
+def mlockall(space: AddressSpace, event: Event) -> int:
     """mlockall(2). Returns 0. Raises EINVAL."""
+    flags = event.flags
     if not flags or flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
         raise LinuxError(errno.EINVAL, f"mlockall flags {flags:#x}")
     lock = VM_LOCKED | (VM_LOCKONFAULT if flags & MCL_ONFAULT else 0)
@@ -88,7 +93,7 @@ def mlockall(space: AddressSpace, flags: int) -> int:
     return 0
 
 
-def munlockall(space: AddressSpace) -> int:
+def munlockall(space: AddressSpace, event: Event) -> int:
     """munlockall(2). Returns 0."""
     space.def_flags &= ~VM_LOCKED_MASK
     _lock_all(space, 0)
@@ -102,3 +107,11 @@ def _lock_all(space: AddressSpace, add: int) -> None:
         with contextlib.suppress(LinuxError):
             vma = _lock_vma(space, vma, vma.start, vma.end, add)
         vma = vma.next
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.MLOCK: mlock,
+    events.MUNLOCK: munlock,
+    events.MLOCKALL: mlockall,
+    events.MUNLOCKALL: munlockall,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     EXECUTE_ONLY_PKEY,
     HUGE_PAGE_SIZE,
@@ -50,19 +51,38 @@ from vmaweld.abi import (
     page_align_down,
     page_align_up,
 )
-from vmaweld.events import READ_ONLY_FILE
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import READ_ONLY_FILE, Event
+from vmaweld.model.address_space import AddressSpace, Call
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
 from vmaweld.model.merge import MergeState
 from vmaweld.model.vma import VMA
 
-_MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
 _SHARED_FILE: Final = "/dev/zero (deleted)#"
 """What a shared anonymous mapping maps: a shmem file of its own, so that no two of them merge."""
 
 
-def mmap(
+def mmap(space: AddressSpace, event: Event) -> int:
+    """mmap(2). Returns the address. Raises what `do_mmap` raises."""
+    length = event.length
+    return do_mmap(
+        space, event.addr, length, event.prot, event.flags, event.file, event.pgoff, placed=placed(event, length)
+    )
+
+
+def placed(event: Event, length: int) -> int:
+    """The address where a recording saw the kernel put `length` bytes.
+
+    0 where there was none, the call failed, or no kernel can have answered so (a damaged or invented recording).
+    """
+    result = event.result
+    if result is None or result <= 0 or result & (PAGE_SIZE - 1) or result > TASK_SIZE - length:
+        return 0
+    return result
+
+
+def do_mmap(
     space: AddressSpace,
     addr: int,
     length: int,
@@ -75,7 +95,7 @@ def mmap(
     close: bool = False,
     writable: bool = True,
 ) -> int:
-    """mmap(2). Returns the address.
+    """``do_mmap``: map `length` bytes. Returns the address.
 
     file: identity of the open file; "" needs MAP_ANONYMOUS.      pgoff: offset in pages.
     placed: where a recording saw the kernel place the mapping; used where the call leaves the choice to the kernel.
@@ -97,7 +117,7 @@ def mmap(
     if space.vmas.count > space.machine.max_map_count:
         raise LinuxError(errno.ENOMEM, f"{space.vmas.count} VMAs exceed vm.max_map_count")
 
-    vm_flags = (prot & 7) | _MAY_ALL | space.def_flags
+    vm_flags = (prot & 7) | MAY_ALL | space.def_flags
     if prot == PROT_EXEC and space.machine.pkeys:
         vm_flags |= EXECUTE_ONLY_PKEY << VM_PKEY_SHIFT
     if flags & MAP_GROWSDOWN:
@@ -216,8 +236,10 @@ def _map_region(
     return vma
 
 
-def munmap(space: AddressSpace, addr: int, length: int) -> int:
+def munmap(space: AddressSpace, event: Event) -> int:
     """munmap(2). Returns 0. Raises EINVAL, ENOMEM, EPERM."""
+    addr = event.addr
+    length = event.length
     if addr & (PAGE_SIZE - 1) or addr > TASK_SIZE or length > TASK_SIZE - addr:
         raise LinuxError(errno.EINVAL, f"{addr:#x} + {length:#x} is not a range of user pages")
     end = addr + page_align_up(length)
@@ -225,3 +247,9 @@ def munmap(space: AddressSpace, addr: int, length: int) -> int:
         raise LinuxError(errno.EINVAL, "munmap of length 0")
     space.unmap(addr, end)
     return 0
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.MMAP: mmap,
+    events.MUNMAP: munmap,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     EXECUTE_ONLY_PKEY,
     PAGE_SIZE,
@@ -25,7 +26,8 @@ from vmaweld.abi import (
     VM_WRITE,
     page_align_up,
 )
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import execute_only, populate
 from vmaweld.model.vma import VMA
@@ -36,21 +38,22 @@ _NOT_TO_ACCOUNT: Final = VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NOR
 """A VMA with one of these is accounted for already, or never is (``accountable_mapping``)."""
 
 
-def mprotect(space: AddressSpace, addr: int, length: int, prot: int, pkey: int = -1) -> int:
-    """mprotect(2), pkey_mprotect(2) with `pkey` >= 0. Returns 0. Raises EINVAL, ENOMEM, EACCES, EPERM.
+def mprotect(space: AddressSpace, event: Event) -> int:
+    """mprotect(2) and pkey_mprotect(2). Returns 0. Raises EINVAL, ENOMEM, EACCES, EPERM.
 
     A failure leaves what lies before it changed, as Linux does.
     """
-    grows = prot & _GROWS
-    prot -= grows
+    start = event.addr
+    grows = event.prot & _GROWS
+    prot = event.prot - grows
+    pkey = event.flags - 1  # below 0: none was given
     if grows == _GROWS:
         raise LinuxError(errno.EINVAL, "PROT_GROWSDOWN and PROT_GROWSUP exclude each other")
-    if addr & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    if not length:
+    if start & (PAGE_SIZE - 1):
+        raise LinuxError(errno.EINVAL, f"the address {start:#x} is not page aligned")
+    if not event.length:
         return 0
-    start = addr
-    end = start + page_align_up(length)
+    end = start + page_align_up(event.length)
     if end <= start or end > 1 << 64:
         raise LinuxError(errno.ENOMEM, "the range wraps around")
     if prot & ~_KNOWN_PROTECTION:
@@ -105,3 +108,8 @@ def _protect(space: AddressSpace, vma: VMA, start: int, end: int, flags: int) ->
     if old & VM_LOCKED and flags & VM_WRITE and not old & (VM_WRITE | VM_SHARED):
         populate(space, start, end, ignore_errors=True)
     return vma
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.MPROTECT: mprotect,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -23,8 +24,10 @@ from vmaweld.abi import (
     VM_UFFD_ANY,
     page_align_up,
 )
-from vmaweld.model.address_space import AddressSpace, why_shared
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call, why_shared
 from vmaweld.model.anon_vma import clone_chain, unlink_chain
+from vmaweld.model.calls.mmap import placed
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
 from vmaweld.model.merge import MergeState
@@ -34,15 +37,16 @@ _KNOWN_FLAGS: Final = MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP
 _NAMES_TARGET: Final = MREMAP_FIXED | MREMAP_DONTUNMAP
 
 
-def mremap(
-    space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int, new_addr: int = 0, *, placed: int = 0
-) -> int:
-    """mremap(2). Returns the address of the mapping afterwards.
+def mremap(space: AddressSpace, event: Event) -> int:
+    """mremap(2). Returns the address of the mapping afterwards. Raises EINVAL, EFAULT, ENOMEM, EPERM.
 
-    placed: where a recording saw the kernel move the mapping; used where the call leaves that to the kernel.
-    Raises EINVAL, EFAULT, ENOMEM, EPERM.
+    Where the call leaves the new address to the kernel, it is the one that a recording saw.
     """
     policy = space.machine.policy
+    addr = event.addr
+    flags = event.flags
+    new_addr = event.new_addr
+    moved_to = placed(event, event.new_length)
     if flags & ~_KNOWN_FLAGS:
         raise LinuxError(errno.EINVAL, f"unknown mremap flags {flags:#x}")
     if addr & (PAGE_SIZE - 1):
@@ -50,13 +54,12 @@ def mremap(
     implies_new = flags & _NAMES_TARGET
     if implies_new and not flags & MREMAP_MAYMOVE:
         raise LinuxError(errno.EINVAL, "MREMAP_FIXED and MREMAP_DONTUNMAP need MREMAP_MAYMOVE")
-    old_end_exact = old_length
-    old_length = page_align_up(old_length)
+    old_length = page_align_up(event.length)
+    new_length = page_align_up(event.new_length)
     if flags & MREMAP_DONTUNMAP:
-        exact_equal = old_end_exact == new_length if not policy.mremap_checks_first else True
-        if not exact_equal or old_length != page_align_up(new_length):
+        exactly = not policy.mremap_checks_first  # then not even within one page
+        if old_length != new_length or (exactly and event.length != event.new_length):
             raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP cannot resize")
-    new_length = page_align_up(new_length)
     if not new_length:
         raise LinuxError(errno.EINVAL, "mremap to length 0")
     if policy.mremap_checks_first:
@@ -77,7 +80,7 @@ def mremap(
     if not found and policy.mremap_needs_vma:
         raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
     if implies_new:
-        return _remap_to(space, addr, old_length, new_length, flags, new_addr, placed)
+        return _remap_to(space, addr, old_length, new_length, flags, new_addr, moved_to)
     if found and vma is not None and vma.flags & VM_SEALED:
         raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
     if old_length >= new_length:
@@ -95,18 +98,18 @@ def mremap(
         return addr
     if not flags & MREMAP_MAYMOVE:
         raise LinuxError(errno.ENOMEM, f"no room to grow at {addr + old_length:#x}")
-    placed = _placed_beside(addr, old_length, new_length, placed)
-    if placed and space.unmap(placed, placed + new_length):
+    moved_to = _beside(addr, old_length, new_length, moved_to)
+    if moved_to and space.unmap(moved_to, moved_to + new_length):
         vma = _source(space, addr, old_length, new_length, flags)
-    return _move(space, vma, addr, old_length, new_length, placed or space.find_free(new_length), flags)
+    return _move(space, vma, addr, old_length, new_length, moved_to or space.find_free(new_length), flags)
 
 
-def _placed_beside(addr: int, old_length: int, new_length: int, placed: int) -> int:
-    """`placed`, 0 where it lies in the range that moves: no kernel has answered so (a damaged or invented recording).
+def _beside(addr: int, old_length: int, new_length: int, moved_to: int) -> int:
+    """`moved_to`, 0 where it lies in the range that moves: no kernel has answered so (a damaged or invented recording).
 
     What the model still has elsewhere in the target was unmapped unseen, and has to go.
     """
-    return 0 if placed < addr + old_length and addr < placed + new_length else placed
+    return 0 if moved_to < addr + old_length and addr < moved_to + new_length else moved_to
 
 
 def _check_target(addr: int, old_length: int, new_length: int, new_addr: int) -> None:
@@ -145,7 +148,7 @@ def _check_resize(vma: VMA, addr: int, old_length: int, new_length: int, flags: 
 
 
 def _remap_to(
-    space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int, new_addr: int, placed: int
+    space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int, new_addr: int, moved_to: int
 ) -> int:
     """``mremap_to``: MREMAP_FIXED unmaps the target, MREMAP_DONTUNMAP leaves the source behind."""
     policy = space.machine.policy
@@ -168,8 +171,8 @@ def _remap_to(
     if flags & MREMAP_FIXED:
         if target < space.machine.min_address:
             raise LinuxError(errno.EPERM, f"{target:#x} lies below vm.mmap_min_addr")
-    elif placed and (placed := _placed_beside(addr, old_length, new_length, placed)):
-        target = placed
+    elif moved_to and (moved_to := _beside(addr, old_length, new_length, moved_to)):
+        target = moved_to
         if space.unmap(target, target + new_length):
             vma = _source(space, addr, old_length, new_length, flags)
     elif not target or not space.fits(target, new_length):
@@ -340,3 +343,8 @@ def _copy(
     clone_chain(new, vma)
     space.vmas.insert(new)
     return new, vma, pgoff
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.MREMAP: mremap,
+}

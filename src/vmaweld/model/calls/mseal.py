@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import errno
+from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import PAGE_SIZE, VM_SEALED, page_align_up
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
 from vmaweld.model.errors import LinuxError
 
 
-def mseal(space: AddressSpace, addr: int, length: int) -> int:
+def mseal(space: AddressSpace, event: Event) -> int:
     """mseal(2), since 6.10. Returns 0. Raises ENOSYS, EINVAL, ENOMEM."""
     if not space.machine.policy.mseal:
         raise LinuxError(errno.ENOSYS, "this kernel has no mseal")
+    addr = event.addr
     if addr & (PAGE_SIZE - 1):
         raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    end = addr + page_align_up(length)
+    end = addr + page_align_up(event.length)
     if end == addr:
         return 0
     position = addr
@@ -31,3 +35,8 @@ def mseal(space: AddressSpace, addr: int, length: int) -> int:
             vma = space.modify(vma, max(vma.start, addr), min(vma.end, end), vma.flags | VM_SEALED)
         vma = vma.next
     return 0
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.MSEAL: mseal,
+}

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import MAP_FIXED, MAP_SHARED, PAGE_SHIFT, PAGE_SIZE, PROT_WRITE, TASK_SIZE, page_align_up
-from vmaweld.model.address_space import AddressSpace
-from vmaweld.model.calls.mmap import mmap
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
+from vmaweld.model.calls.mmap import do_mmap, placed
 from vmaweld.model.errors import LinuxError
 
 
-def shmat(space: AddressSpace, addr: int, length: int, prot: int, remap: bool, segment: str, *, placed: int = 0) -> int:
-    """shmat(2): attach the `segment` of `length` bytes. Returns the address. Raises EINVAL, ENOMEM.
+def shmat(space: AddressSpace, event: Event) -> int:
+    """shmat(2): attach the segment `Event.file`. Returns the address. Raises EINVAL, ENOMEM.
 
-    remap: SHM_REMAP, replace what is mapped at `addr`; without, that is an error (``do_shmat``).
+    MAP_FIXED stands for SHM_REMAP, which replaces what is mapped there. Without it that is an error (``do_shmat``).
     """
+    addr = event.addr
+    length = event.length
+    remap = event.flags & MAP_FIXED
     if addr & (PAGE_SIZE - 1):
         raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
     if not addr and remap:
@@ -23,18 +29,21 @@ def shmat(space: AddressSpace, addr: int, length: int, prot: int, remap: bool, s
     if addr and not remap and space.vmas.intersection(addr, addr + length) is not None:
         raise LinuxError(errno.EINVAL, f"something is mapped in {addr:#x}-{addr + length:#x}")
     flags = MAP_SHARED | (MAP_FIXED if addr else 0)
-    writable = bool(prot & PROT_WRITE)
+    writable = bool(event.prot & PROT_WRITE)
     space.machine.last_file += 1  # every attachment opens the segment anew, and so merges with no other
-    file = f"{segment}@{space.machine.last_file}"
+    file = f"{event.file}@{space.machine.last_file}"
     space.machine.file_pages[file] = page_align_up(length) >> PAGE_SHIFT
-    return mmap(space, addr, length, prot, flags, file, placed=placed, close=True, writable=writable)
+    return do_mmap(
+        space, addr, length, event.prot, flags, file, placed=placed(event, length), close=True, writable=writable
+    )
 
 
-def shmdt(space: AddressSpace, addr: int) -> int:
+def shmdt(space: AddressSpace, event: Event) -> int:
     """shmdt(2): unmap the first piece of the segment attached at `addr`, and those after it within its size.
 
     Returns 0. Raises EINVAL.
     """
+    addr = event.addr
     vma = space.vmas.find(addr)
     file = ""
     size = TASK_SIZE
@@ -49,3 +58,9 @@ def shmdt(space: AddressSpace, addr: int) -> int:
     if not file:
         raise LinuxError(errno.EINVAL, f"no segment is attached at {addr:#x}")
     return 0
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.SHMAT: shmat,
+    events.SHMDT: shmdt,
+}

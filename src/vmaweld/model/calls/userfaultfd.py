@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     PAGE_SIZE,
     TASK_SIZE,
@@ -23,7 +25,8 @@ from vmaweld.abi import (
     VM_UFFD_WP,
     VM_WRITE,
 )
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.vma import VMA
 
@@ -55,15 +58,18 @@ def _can_userfault(space: AddressSpace, vma: VMA, flags: int) -> bool:
     return vma.anonymous or shmem or bool(vma.flags & VM_HUGETLB)
 
 
-def register(space: AddressSpace, addr: int, length: int, mode: int, context: int) -> int:
+def register(space: AddressSpace, event: Event) -> int:
     """UFFDIO_REGISTER. Returns 0. Raises EINVAL, EPERM, EBUSY, ENOMEM."""
+    addr = event.addr
+    mode = event.flags
+    context = event.new_addr
     add = 0
     for bit, flag in _MODES:
         if mode & bit:
             add |= flag
     if not mode or mode & ~7:
         raise LinuxError(errno.EINVAL, f"userfaultfd mode {mode:#x}")
-    end = _checked(addr, length)
+    end = _checked(addr, event.length)
     first = space.vmas.find(addr)
     if first is None or first.start >= end:
         raise LinuxError(errno.EINVAL, f"nothing is mapped at {addr:#x}")
@@ -85,12 +91,11 @@ def register(space: AddressSpace, addr: int, length: int, mode: int, context: in
     return 0
 
 
-def unregister(space: AddressSpace, addr: int, length: int, context: int) -> int:
-    """UFFDIO_UNREGISTER. Returns 0. Raises EINVAL, ENOMEM.
-
-    context: the userfaultfd asked; until 6.16 any would do.
-    """
-    end = _checked(addr, length)
+def unregister(space: AddressSpace, event: Event) -> int:
+    """UFFDIO_UNREGISTER. Returns 0. Raises EINVAL, ENOMEM."""
+    addr = event.addr
+    context = event.new_addr  # the userfaultfd asked; until 6.16 any would do
+    end = _checked(addr, event.length)
     first = space.vmas.find(addr)
     if first is None or first.start >= end:
         raise LinuxError(errno.EINVAL, f"nothing is mapped at {addr:#x}")
@@ -109,8 +114,9 @@ def unregister(space: AddressSpace, addr: int, length: int, context: int) -> int
     return 0
 
 
-def close(space: AddressSpace, context: int) -> int:
-    """close(2) of a userfaultfd: every VMA of `context` leaves it (``userfaultfd_release``). Returns 0."""
+def close(space: AddressSpace, event: Event) -> int:
+    """close(2) of a userfaultfd: every VMA that has it leaves it (``userfaultfd_release``). Returns 0."""
+    context = event.new_addr
     vma = space.vmas.first
     while vma is not None:
         if vma.uffd == context:
@@ -119,8 +125,8 @@ def close(space: AddressSpace, context: int) -> int:
     return 0
 
 
-def move(space: AddressSpace, source: int, length: int, target: int) -> int:
-    """UFFDIO_MOVE with ALLOW_SRC_HOLES (6.8): pages of `source` become the target VMA's. Returns 0.
+def move(space: AddressSpace, event: Event) -> int:
+    """UFFDIO_MOVE with ALLOW_SRC_HOLES (6.8): pages of the source become the target VMA's. Returns 0.
 
     The userfaultfd asked is the one that the target is registered with. Raises EINVAL (ranges or VMAs that do not
     fit), ENOENT (no VMA), EEXIST (the target is populated), EBUSY (a page is not exclusive); what lies before the page
@@ -128,6 +134,9 @@ def move(space: AddressSpace, source: int, length: int, target: int) -> int:
     """
     if not space.machine.policy.uffd_move:
         raise LinuxError(errno.EINVAL, "this kernel has no UFFDIO_MOVE")
+    source = event.addr
+    target = event.new_addr
+    length = event.length
     end = _checked(source, length)
     _checked(target, length)
     dst = space.vmas.find(target)
@@ -158,3 +167,11 @@ def move(space: AddressSpace, source: int, length: int, target: int) -> int:
             pages.move(position, position + PAGE_SIZE, to, change, run.anon_vma, owner)
         position += PAGE_SIZE
     return 0
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.UFFD_REGISTER: register,
+    events.UFFD_UNREGISTER: unregister,
+    events.UFFD_CLOSE: close,
+    events.UFFD_MOVE: move,
+}
