@@ -18,10 +18,9 @@ from vmaweld.abi import (
     VM_NOHUGEPAGE,
     VM_SEALED,
     VM_SHARED,
-    page_align_up,
 )
 from vmaweld.events import Event
-from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain
+from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain, why_shared
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.merge import ANON_VMA, MergeState, apply_merge, decide
 from vmaweld.model.pages import PageTable
@@ -157,25 +156,14 @@ class AddressSpace:
 
         new_below: the new object is the lower half. Where the limit matters the caller has checked it.
         """
-        new = VMA(
-            self,
-            vma.start,
-            address,
-            vma.flags,
-            vma.pgoff,
-            vma.file,
-            vma.mempolicy,
-            vma.uffd,
-            vma.name,
-            vma.close,
-        )
+        new = vma.duplicate(self.pages)
         lower_pages = (address - vma.start) >> PAGE_SHIFT
         if new_below:
+            new.end = address
             self.vmas.set_start(vma, address)
             vma.pgoff += lower_pages
         else:
             new.start = address
-            new.end = vma.end
             new.pgoff += lower_pages
             vma.end = address
         if vma.anon_vma is not None:
@@ -420,7 +408,7 @@ class AddressSpace:
         self.vmas.check()
         self.pages.check()
         for vma in self.vmas:
-            assert vma.space is self
+            assert vma.page_table is self.pages
             assert not vma.start % PAGE_SIZE
             assert not vma.end % PAGE_SIZE
             assert (vma.anon_vma is None) == (not vma.chain)
@@ -445,21 +433,3 @@ class AddressSpace:
 Call = Callable[[AddressSpace, Event], int]
 """What performs one kind of event in the address space of its process: it returns what the system call returns, and
 raises LinuxError where Linux would fail it."""
-
-
-def why_shared(anon_vma: AnonVma | None) -> str:
-    """Why the series leaves the pages of `anon_vma` alone, in words; "" where it need not."""
-    if anon_vma is None:
-        return ""
-    if anon_vma.root is not anon_vma:
-        return "shared with parent"
-    if anon_vma.has_child():
-        return "shared with child"
-    return ""
-
-
-def checked_range(address: int, length: int) -> tuple[int, int]:
-    """``(start, end)`` of a call's range, aligned. Raises EINVAL for an unaligned address."""
-    if address & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {address:#x} is not page aligned")
-    return address, address + page_align_up(length)

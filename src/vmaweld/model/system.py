@@ -10,6 +10,7 @@ from vmaweld.model.calls import CALLS
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.pages import PageRun
 from vmaweld.model.tracepoints import Tracepoints
+from vmaweld.model.vma import VMA
 from vmaweld.policy import Policy
 from vmaweld.snapshot import Row, Snapshot
 
@@ -117,6 +118,7 @@ class System:
         and for an exclusive page exactly one. O(everything).
         """
         spaces = list(dict.fromkeys(self.processes.values()))
+        tables = [space.pages for space in spaces]
         anon_vmas: dict[AnonVma, None] = {}
         active: dict[AnonVma, int] = {}
         for space in spaces:
@@ -130,9 +132,10 @@ class System:
         for anon_vma in anon_vmas:
             assert anon_vma.root.root is anon_vma.root
             assert anon_vma.num_active_vmas == active.get(anon_vma, 0), f"{anon_vma!r} miscounts its VMAs"
-            for vma in anon_vma.vmas:
-                assert anon_vma in vma.chain, f"{anon_vma!r} has {vma!r}, which is not linked"
-                assert vma.space in spaces, f"{anon_vma!r} has a VMA of a dead process"
+            for linked_vma in anon_vma.vmas:
+                assert isinstance(linked_vma, VMA)
+                assert anon_vma in linked_vma.chain, f"{anon_vma!r} has {linked_vma!r}, which is not linked"
+                assert linked_vma.page_table in tables, f"{anon_vma!r} has a VMA of a dead process"
             children[anon_vma.parent] = children.get(anon_vma.parent, 0) + 1
         for anon_vma in anon_vmas:
             assert anon_vma.num_children == children.get(anon_vma, 0), f"{anon_vma!r} miscounts its children"
@@ -161,10 +164,11 @@ class System:
         """
         found = 0
         for vma in run.anon_vma.vmas:
+            assert isinstance(vma, VMA)
             if not vma.pgoff <= index < vma.pgoff + vma.pages:
                 continue
             address = vma.address_of(index)
-            for there in vma.space.pages.runs(address, address + 1):
+            for there in vma.page_table.runs(address, address + 1):
                 same = there is run if run.shared is None else there.shared is run.shared
                 linear = there.index + ((address - there.start) >> PAGE_SHIFT) == index
                 if same and linear and there.anon_vma is run.anon_vma:

@@ -74,7 +74,7 @@ def _grow_brk(space: AddressSpace, start: int, end: int) -> None:
         )
         if space.merge(m) is not None:
             return
-    space.vmas.insert(VMA(space, start, end, flags, start >> PAGE_SHIFT))
+    space.vmas.insert(VMA(space.pages, start, end, flags, start >> PAGE_SHIFT))
 
 
 CALLS: Final[dict[str, Call]] = {

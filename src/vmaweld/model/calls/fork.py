@@ -39,9 +39,10 @@ def fork(space: AddressSpace, event: Event) -> int:
 
 def _copy(vma: VMA, parent: AddressSpace, child: AddressSpace) -> None:
     """One turn of ``dup_mmap``. With VM_WIPEONFORK the child's VMA has neither pages nor an anon_vma."""
+    new = vma.duplicate(child.pages)
     # A child neither inherits mlock nor, without UFFD_FEATURE_EVENT_FORK, the userfaultfd.
-    flags = vma.flags & ~(VM_LOCKED_MASK | VM_UFFD_ANY)
-    new = VMA(child, vma.start, vma.end, flags, vma.pgoff, vma.file, vma.mempolicy, 0, vma.name, vma.close)
+    new.flags &= ~(VM_LOCKED_MASK | VM_UFFD_ANY)
+    new.uffd = 0
     child.vmas.insert(new)
     if vma.flags & VM_WIPEONFORK or vma.anon_vma is None:
         return

@@ -229,7 +229,7 @@ def _map_region(
         merged = space.merge(m)
         if merged is not None:
             return merged
-    vma = VMA(space, address, end, vm_flags, pgoff, file, "", 0, "", close)
+    vma = VMA(space.pages, address, end, vm_flags, pgoff, file, "", 0, "", close)
     if vm_flags & VM_LOCKED and vm_flags & VM_SPECIAL:
         vma.flags &= ~VM_LOCKED_MASK
     vmas.insert(vma)

@@ -78,7 +78,7 @@ def mprotect(space: AddressSpace, event: Event) -> int:
         elif space.machine.pkeys:  # arch_override_mprotect_pkey
             if prot == VM_EXEC:
                 flags = (flags & ~VM_PKEY_MASK) | EXECUTE_ONLY_PKEY << VM_PKEY_SHIFT
-            elif execute_only(vma):
+            elif execute_only(space, vma):
                 flags &= ~VM_PKEY_MASK
         if (flags & ~(flags >> 4)) & VM_ACCESS_FLAGS:
             raise LinuxError(errno.EACCES, f"the mapping at {vma.start:#x} may not have this protection")

@@ -25,8 +25,8 @@ from vmaweld.abi import (
     page_align_up,
 )
 from vmaweld.events import Event
-from vmaweld.model.address_space import AddressSpace, Call, why_shared
-from vmaweld.model.anon_vma import clone_chain, unlink_chain
+from vmaweld.model.address_space import AddressSpace, Call
+from vmaweld.model.anon_vma import clone_chain, unlink_chain, why_shared
 from vmaweld.model.calls.mmap import placed
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
@@ -89,7 +89,7 @@ def mremap(space: AddressSpace, event: Event) -> int:
         return addr
     if not found or vma is None:
         raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-    _check_resize(vma, addr, old_length, new_length, flags)
+    _check_resize(space, vma, addr, old_length, new_length, flags)
     if vma.end - addr == old_length and _expandable(space, vma, new_length - old_length):
         locked = vma.flags & VM_LOCKED
         _grow_in_place(space, vma, new_length - old_length)
@@ -128,18 +128,18 @@ def _source(space: AddressSpace, addr: int, old_length: int, new_length: int, fl
         raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
     if vma.flags & VM_SEALED:
         raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
-    _check_resize(vma, addr, old_length, new_length, flags)
+    _check_resize(space, vma, addr, old_length, new_length, flags)
     return vma
 
 
-def _check_resize(vma: VMA, addr: int, old_length: int, new_length: int, flags: int) -> None:
+def _check_resize(space: AddressSpace, vma: VMA, addr: int, old_length: int, new_length: int, flags: int) -> None:
     """``vma_to_resize``, ``check_prep_vma``."""
     if not old_length and not vma.flags & (VM_SHARED | VM_MAYSHARE):
         raise LinuxError(errno.EINVAL, "only shared memory can be duplicated with old size 0")
     if flags & MREMAP_DONTUNMAP:
         if vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
             raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP of a special mapping")
-        if not vma.space.machine.policy.dontunmap_any and not vma.anonymous:
+        if not space.machine.policy.dontunmap_any and not vma.anonymous:
             raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP needs private anonymous memory")
     if old_length > vma.end - addr:
         raise LinuxError(errno.EFAULT, f"the range reaches past its VMA at {vma.end:#x}")
@@ -339,7 +339,10 @@ def _copy(
     if merged is not None:
         source = merged if merged.start <= addr < merged.end else vma
         return merged, source, merged.pgoff_at(target)
-    new = VMA(space, target, target + length, vma.flags, pgoff, vma.file, vma.mempolicy, vma.uffd, vma.name, vma.close)
+    new = vma.duplicate(space.pages)
+    new.start = target
+    new.end = target + length
+    new.pgoff = pgoff
     clone_chain(new, vma)
     space.vmas.insert(new)
     return new, vma, pgoff

@@ -24,7 +24,7 @@ def place(space: AddressSpace, event: Event) -> int:
     if space.vmas.intersection(event.addr, end) is not None:
         space.unmap(event.addr, end)
     name = event.file if event.file.startswith("[") else ""
-    vma = VMA(space, event.addr, end, event.flags, event.pgoff, "" if name else event.file, "", 0, name)
+    vma = VMA(space.pages, event.addr, end, event.flags, event.pgoff, "" if name else event.file, "", 0, name)
     space.vmas.insert(vma)
     if name == "[heap]":
         space.start_brk = event.addr

@@ -43,7 +43,7 @@ def _touch(space: AddressSpace, event: Event, *, write: bool) -> None:
                 space.grow_down(vma, start)
             except LinuxError as error:
                 raise LinuxError(errno.EFAULT, error.why) from None
-        if not accessible(vma, write=write):
+        if not accessible(space, vma, write=write):
             raise LinuxError(errno.EFAULT, f"{start:#x} is not {'writable' if write else 'readable'}")
         stop = min(space.file_end(vma), end)
         if stop <= start:
