@@ -185,7 +185,7 @@ class AddressSpace:
             record = trace.merge(m)
             if (m.prev_obstacles | m.next_obstacles) & ANON_VMA:
                 record.shared = why_shared(m.anon_vma)
-        return apply_merge(m, self) if case else None
+        return apply_merge(m, self.vmas, self.pages) if case else None
 
     def modify(
         self,

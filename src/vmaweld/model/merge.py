@@ -19,15 +19,14 @@ Sources of the rules: ``vma_merge`` (until 6.11), ``vma_merge_new_range`` and ``
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vmaweld.abi import PAGE_SHIFT, VM_MAYBE_GUARD, VM_SPECIAL
 from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain
+from vmaweld.model.pages import PageTable
 from vmaweld.model.vma import VMA
+from vmaweld.model.vma_tree import VmaTree
 from vmaweld.policy import Policy
-
-if TYPE_CHECKING:
-    from vmaweld.model.address_space import AddressSpace
 
 # What forbids a merge with a neighbour: bits. NOT_ADJACENT to CLOSE are hard; a merge that only PGOFF or ANON_VMA
 # forbids is a missed one.
@@ -261,13 +260,12 @@ def decide(m: MergeState, policy: Policy) -> int:
     return m.case
 
 
-def apply_merge(m: MergeState, space: AddressSpace) -> VMA:
+def apply_merge(m: MergeState, vmas: VmaTree, pages: PageTable) -> VMA:
     """Carry out ``m.case`` and return the VMA that now holds the range. Its flags are the caller's to set."""
     case = m.case
     survivor = m.next if case in (3, 4, 8) else m.prev
     assert survivor is not None
     middle = m.middle
-    pages = space.pages
     survivor.flags |= m.flags & VM_MAYBE_GUARD  # flags that may differ stick (VM_STICKY)
 
     # What the survivor takes over: the range's pages, and in cases 1 and 6 the successor's.
@@ -291,31 +289,31 @@ def apply_merge(m: MergeState, space: AddressSpace) -> VMA:
     if case in (1, 6):
         assert m.next is not None
         end = m.next.end
-        _remove(m.next, space)
+        _remove(m.next, vmas)
     elif case in (2, 5, 7):
         end = m.end
     if case in (6, 7, 8):
         assert middle is not None
-        _remove(middle, space)
+        _remove(middle, vmas)
     elif case == 5:
         assert middle is not None
-        _move_start(middle, m.end, space)
+        _move_start(middle, m.end, vmas)
     elif case == 4:
         assert middle is not None
         middle.end = m.start
     survivor.end = end
     if case in (3, 4, 8):
-        _move_start(survivor, m.start, space)
+        _move_start(survivor, m.start, vmas)
     return survivor
 
 
-def _remove(vma: VMA, space: AddressSpace) -> None:
+def _remove(vma: VMA, vmas: VmaTree) -> None:
     if vma.anon_vma is not None:
         unlink_chain(vma)
-    space.vmas.remove(vma)
+    vmas.remove(vma)
 
 
-def _move_start(vma: VMA, start: int, space: AddressSpace) -> None:
+def _move_start(vma: VMA, start: int, vmas: VmaTree) -> None:
     """Move the lower end of `vma`; its pages keep their offsets."""
     vma.pgoff += (start - vma.start) >> PAGE_SHIFT
-    space.vmas.set_start(vma, start)
+    vmas.set_start(vma, start)
