@@ -334,22 +334,12 @@ class Stage:
     ) -> MergeState:
         moved = request["range"] == "moved"
         flags = FLAGS_OF_REQUEST | (abi.VM_PFNMAP if request["special"] else 0)
-        return MergeState(
-            START,
-            END,
-            flags,
-            START >> abi.PAGE_SHIFT,
-            "",
-            "",
-            0,
-            "",
-            self.request_av(request),
-            prev,
-            None if moved else holder,
-            next,
-            holder if moved else None,
-            next_first=upper_first and request["range"] == "mmap",
-        )
+        m = MergeState(START, END, flags, START >> abi.PAGE_SHIFT, prev, next, None)
+        m.anon_vma = self.request_av(request)
+        m.middle = None if moved else holder
+        m.source = holder if moved else None
+        m.next_first = upper_first and request["range"] == "mmap"
+        return m
 
 
 def reachable(request: dict[str, object], neighbour: dict[str, object], side: str) -> bool:

@@ -20,9 +20,9 @@ from vmaweld.abi import (
     VM_SHARED,
 )
 from vmaweld.events import Event
-from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain, why_shared
+from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain
 from vmaweld.model.errors import LinuxError
-from vmaweld.model.merge import ANON_VMA, MergeState, apply_merge, decide
+from vmaweld.model.merge import MergeState, apply_merge, decide
 from vmaweld.model.pages import PageTable
 from vmaweld.model.tracepoints import Tracepoints
 from vmaweld.model.vma import VMA
@@ -182,9 +182,7 @@ class AddressSpace:
         case = decide(m, self.machine.policy)
         trace = self.machine.trace
         if trace is not None:
-            record = trace.merge(m)
-            if (m.prev_obstacles | m.next_obstacles) & ANON_VMA:
-                record.shared = why_shared(m.anon_vma)
+            trace.merge(m)
         return apply_merge(m, self.vmas, self.pages) if case else None
 
     def modify(
@@ -207,20 +205,10 @@ class AddressSpace:
         new_mempolicy = vma.mempolicy if mempolicy is None else mempolicy
         new_uffd = vma.uffd if uffd < 0 else uffd
         if start == vma.start or end == vma.end:
-            m = MergeState(
-                start,
-                end,
-                flags,
-                vma.pgoff + ((start - vma.start) >> PAGE_SHIFT),
-                vma.file,
-                new_mempolicy,
-                new_uffd,
-                new_name,
-                vma.anon_vma,
-                vma.prev if start == vma.start else None,
-                vma,
-                vma.next if end == vma.end else None,
-            )
+            m = MergeState.changed(vma, start, end, flags)
+            m.name = new_name
+            m.mempolicy = new_mempolicy
+            m.uffd = new_uffd
             merged = self.merge(m)
             if merged is not None:
                 merged.flags = flags | (merged.flags & self.machine.policy.ignored_flags)

@@ -67,12 +67,21 @@ ANSWER_NAMES: Final = ("MERGE_FAILED", "AV_MERGE_FAILED", "AV_MERGE_NULL", "AV_M
 class MergeState:
     """One attempted merge, from request to result; the kernel's ``struct vma_merge_struct``.
 
-    The request: the range ``[start, end)`` as it is to be, its `pgoff`, `flags`, `file`, `mempolicy`, `uffd`, `name`
-    and `anon_vma`; `prev` and `next`, the VMAs before and after the range; `middle`, the VMA that holds the range now,
-    None for a range that is new; `source`, the VMA an mremap is moving; `only_prev` where the successor is not asked,
-    `next_first` where it has the first word (`Policy.mmap_asks_next_first`).
-    The answers, by `decide`: `case` (1-8, 0 none), `prev_obstacles` and `next_obstacles` (bits),
-    `prev_answer`, `next_answer`, `both_answer`.
+    The request, made by one of the named initialisers:
+    start, end: the range, as it is to be.
+    flags, pgoff, file, mempolicy, uffd, name, anon_vma: what the range is to have.
+    prev, next: the VMAs before and after the range.
+    middle: the VMA that holds the range now, None for a range that is new.
+    source: the VMA that an mremap is moving.
+    updated: the moving range was faulted, and takes the page offset of its new address.
+    shared: why patch 2 does not let it, in words; "" where it need not say.
+    only_prev: the successor is not asked.
+    next_first: the successor has the first word (`Policy.mmap_asks_next_first`).
+
+    The answers, by `decide`:
+    case: 1-8, 0 none.
+    prev_obstacles, next_obstacles: what forbids the merge with the one and the other, bits.
+    prev_answer, next_answer, both_answer: the answers of the trace event.
     """
 
     __slots__ = (
@@ -94,50 +103,66 @@ class MergeState:
         "prev",
         "prev_answer",
         "prev_obstacles",
+        "shared",
         "source",
         "start",
         "uffd",
+        "updated",
     )
 
     def __init__(
-        self,
-        start: int,
-        end: int,
-        flags: int,
-        pgoff: int,
-        file: str,
-        mempolicy: str,
-        uffd: int,
-        name: str,
-        anon_vma: AnonVma | None,
-        prev: VMA | None,
-        middle: VMA | None,
-        next: VMA | None,
-        source: VMA | None = None,
-        only_prev: bool = False,
-        next_first: bool = False,
+        self, start: int, end: int, flags: int, pgoff: int, prev: VMA | None, next: VMA | None, like: VMA | None
     ) -> None:
+        """A request for a range that is like the VMA `like`; like plain unfaulted anonymous memory if that is None."""
         self.start: int = start
         self.end: int = end
         self.flags: int = flags
         self.pgoff: int = pgoff
-        self.file: str = file
-        self.mempolicy: str = mempolicy
-        self.uffd: int = uffd
-        self.name: str = name
-        self.anon_vma: AnonVma | None = anon_vma
         self.prev: VMA | None = prev
-        self.middle: VMA | None = middle
         self.next: VMA | None = next
-        self.source: VMA | None = source
-        self.only_prev: bool = only_prev
-        self.next_first: bool = next_first
+        self.file: str = "" if like is None else like.file
+        self.mempolicy: str = "" if like is None else like.mempolicy
+        self.uffd: int = 0 if like is None else like.uffd
+        self.name: str = "" if like is None else like.name
+        self.anon_vma: AnonVma | None = None if like is None else like.anon_vma
+        self.middle: VMA | None = None
+        self.source: VMA | None = None
+        self.updated: bool = False
+        self.shared: str = ""
+        self.only_prev: bool = False
+        self.next_first: bool = False
         self.case: int = 0
         self.prev_obstacles: int = NOT_ADJACENT
         self.next_obstacles: int = NOT_ADJACENT
         self.prev_answer: int = MERGE_FAILED
         self.next_answer: int = MERGE_FAILED
         self.both_answer: int = MERGE_FAILED
+
+    @staticmethod
+    def mapped(start: int, end: int, flags: int, pgoff: int, prev: VMA | None, next: VMA | None) -> MergeState:
+        """A range is about to be mapped (mmap, brk)."""
+        return MergeState(start, end, flags, pgoff, prev, next, None)
+
+    @staticmethod
+    def grown(vma: VMA, end: int) -> MergeState:
+        """`vma` is about to grow up to `end`: the request is for what is added (mremap in place)."""
+        return MergeState(vma.end, end, vma.flags, vma.pgoff_at(vma.end), vma, vma.next, vma)
+
+    @staticmethod
+    def moved(vma: VMA, start: int, end: int, pgoff: int, prev: VMA | None, next: VMA | None) -> MergeState:
+        """``[start, end)`` is about to hold what `vma`, or a part of it, holds now (mremap elsewhere)."""
+        m = MergeState(start, end, vma.flags, pgoff, prev, next, vma)
+        m.source = vma
+        return m
+
+    @staticmethod
+    def changed(vma: VMA, start: int, end: int, flags: int) -> MergeState:
+        """``[start, end)`` of `vma` is about to have other `flags`, or what else the caller sets in the request."""
+        prev = vma.prev if start == vma.start else None
+        next = vma.next if end == vma.end else None
+        m = MergeState(start, end, flags, vma.pgoff_at(start), prev, next, vma)
+        m.middle = vma
+        return m
 
 
 def anon_vmas_answer(policy: Policy, first: AnonVma | None, second: AnonVma | None) -> int:

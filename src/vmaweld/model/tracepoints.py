@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from vmaweld.abi import PAGE_SHIFT
+from vmaweld.model.anon_vma import why_shared
 from vmaweld.model.merge import (
+    ANON_VMA,
     ANSWER_NAMES,
     AV_MERGE_DIFFERENT,
     AV_MERGE_FAILED,
@@ -56,9 +58,11 @@ class MergeRecord:
         self.prev_obstacles: int = m.prev_obstacles
         self.next_obstacles: int = m.next_obstacles
         self.moved: bool = m.source is not None
-        self.faulted: bool = False
-        self.updated: bool = False
-        self.shared: str = ""
+        self.faulted: bool = m.source is not None and m.anon_vma is not None
+        self.updated: bool = m.updated
+        self.shared: str = m.shared
+        if not m.shared and (m.prev_obstacles | m.next_obstacles) & ANON_VMA:
+            self.shared = why_shared(m.anon_vma)
 
     @property
     def merged(self) -> bool:
@@ -121,8 +125,6 @@ class Tracepoints:
         self.pid: int = 0
         self.call: str = ""
 
-    def merge(self, m: MergeState) -> MergeRecord:
-        """Note the attempt `m` by the event under way."""
-        record = MergeRecord(self.sequence, self.pid, self.call, m)
-        self.records.append(record)
-        return record
+    def merge(self, m: MergeState) -> None:
+        """Note the attempt `m` by the event under way. It has been decided and not been applied yet."""
+        self.records.append(MergeRecord(self.sequence, self.pid, self.call, m))

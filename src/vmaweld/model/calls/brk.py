@@ -69,9 +69,8 @@ def _grow_brk(space: AddressSpace, start: int, end: int) -> None:
     next = space.vmas.find(start)
     only_prev = not space.machine.policy.brk_merges_next
     if (prev is not None and prev.end == start) or (next is not None and not only_prev):
-        m = MergeState(
-            start, end, flags, start >> PAGE_SHIFT, "", "", 0, "", None, prev, None, next, None, only_prev=only_prev
-        )
+        m = MergeState.mapped(start, end, flags, start >> PAGE_SHIFT, prev, next)
+        m.only_prev = only_prev
         if space.merge(m) is not None:
             return
     space.vmas.insert(VMA(space.pages, start, end, flags, start >> PAGE_SHIFT))

@@ -222,10 +222,9 @@ def _map_region(
         vm_flags |= VM_ACCOUNT
     if prev is not None or next is not None:
         # A shared anonymous mapping asks before it has its file, and so meets no equal.
-        next_first = space.machine.policy.mmap_asks_next_first
-        m = MergeState(
-            address, end, vm_flags, pgoff, file, "", 0, "", None, prev, None, next, None, next_first=next_first
-        )
+        m = MergeState.mapped(address, end, vm_flags, pgoff, prev, next)
+        m.file = file
+        m.next_first = space.machine.policy.mmap_asks_next_first
         merged = space.merge(m)
         if merged is not None:
             return merged

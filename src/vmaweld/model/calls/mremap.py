@@ -219,20 +219,7 @@ def _grow_in_place(space: AddressSpace, vma: VMA, delta: int) -> None:
     if not space.machine.policy.merge_after_grow:
         vma.end += delta
         return
-    m = MergeState(
-        vma.end,
-        vma.end + delta,
-        vma.flags,
-        vma.pgoff + vma.pages,
-        vma.file,
-        vma.mempolicy,
-        vma.uffd,
-        vma.name,
-        vma.anon_vma,
-        vma,
-        None,
-        vma.next,
-    )
+    m = MergeState.grown(vma, vma.end + delta)
     if space.merge(m) is None:
         if vma.close and space.machine.policy.close_never_merges:  # 6.0 extends such a VMA without asking
             vma.end += delta
@@ -312,30 +299,10 @@ def _copy(
             prev = None
         if next is vma or (beside and policy.dontunmap_skips_merge):
             next = None
-    m = MergeState(
-        target,
-        target + length,
-        vma.flags,
-        pgoff,
-        vma.file,
-        vma.mempolicy,
-        vma.uffd,
-        vma.name,
-        vma.anon_vma,
-        prev,
-        None,
-        next,
-        vma,
-    )
-    faulted = vma.anon_vma is not None
+    m = MergeState.moved(vma, target, target + length, pgoff, prev, next)
+    m.updated = relocatable and vma.anon_vma is not None
+    m.shared = shared
     merged = space.merge(m)
-    trace = space.machine.trace
-    if trace is not None:
-        record = trace.records[-1]
-        record.faulted = faulted
-        record.updated = faulted and relocatable
-        if shared:
-            record.shared = shared
     if merged is not None:
         source = merged if merged.start <= addr < merged.end else vma
         return merged, source, merged.pgoff_at(target)
