@@ -1208,7 +1208,7 @@ def test_names_of_shared_memory(file: str, since_6_2: str) -> None:
 # the table ----------------------------------------------------------------------------------------------
 
 
-def test_every_event_is_performed_by_one_function() -> None:
+def test_every_event_is_performed() -> None:
     assert set(CALLS) == set(OPERATIONS)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vmaweld.abi import DEFAULT_MAX_MAP_COUNT, MMAP_MIN_ADDR, PAGE_SHIFT
 from vmaweld.events import Event
-from vmaweld.model.address_space import DEFAULT_MMAP_BASE, AddressSpace, Machine
+from vmaweld.model.address_space import DEFAULT_MMAP_BASE, AddressSpace, Call, Machine
 from vmaweld.model.anon_vma import AnonVma
 from vmaweld.model.calls import CALLS
 from vmaweld.model.errors import LinuxError
@@ -33,7 +33,7 @@ class System:
     [100000-102000 rw-p pgoff=0x100 av=-]
     """
 
-    __slots__ = ("machine", "processes", "sequence")
+    __slots__ = ("_calls", "machine", "processes", "sequence")
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class System:
         )
         self.processes: dict[int, AddressSpace] = self.machine.processes
         self.sequence: int = 0
+        self._calls: dict[str, Call] = CALLS
 
     def add_process(self, pid: int) -> AddressSpace:
         """A process `pid` with an empty address space of its own."""
@@ -87,10 +88,10 @@ class System:
             trace.call = event.op
         self.sequence += 1
         space = self.processes.get(event.pid)
-        call = CALLS.get(event.op)
+        call = self._calls.get(event.op)
         if call is None:
             raise ValueError(f"no event is called {event.op!r}")
-        return call(space if space is not None else self.add_process(event.pid), event)
+        return call.perform(space if space is not None else self.add_process(event.pid), event)
 
     def snapshot(self, pid: int) -> Snapshot:
         """The rows of `pid`. Raises KeyError for a process that is not there."""

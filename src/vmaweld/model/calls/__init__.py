@@ -1,7 +1,7 @@
 """The calls: one family of system calls a file, and the one table that finds what performs an event.
 
-Each file has its part of the table, `CALLS`: the names of its events, as `vmaweld.events` has them, and the function
-that performs each. A new file in this folder is found by itself.
+Each file has its part of the table, `CALLS`: the names of its events, as `vmaweld.events` has them, and the `Call` that
+performs each. A new file in this folder is found by itself.
 """
 
 from importlib import import_module

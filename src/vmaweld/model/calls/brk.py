@@ -24,42 +24,44 @@ from vmaweld.model.merge import MergeState
 from vmaweld.model.vma import VMA
 
 
-def brk(space: AddressSpace, event: Event) -> int:
+class _Brk(Call):
     """brk(2). Returns the break afterwards, which is the old one where the call failed.
 
     A recording may begin after the program's exec. Its first answer then tells where the heap begins.
     """
-    if not space.start_brk and event.result is not None and event.result > 0:
-        heap = space.vmas.find(event.result - 1)
-        known = heap is not None and heap.name == "[heap]" and heap.start < event.result
-        space.start_brk = heap.start if known and heap is not None else event.result
-        space.brk = event.result
-        return event.result
-    addr = event.addr
-    if not space.start_brk or addr < space.start_brk:
-        return space.brk
-    new = page_align_up(addr)
-    old = page_align_up(space.brk)
-    if new == old:
-        space.brk = addr
-        return addr
-    if addr <= space.brk:
-        try:
-            space.unmap(new, old)
-        except LinuxError:
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        if not space.start_brk and event.result is not None and event.result > 0:
+            heap = space.vmas.find(event.result - 1)
+            known = heap is not None and heap.name == "[heap]" and heap.start < event.result
+            space.start_brk = heap.start if known and heap is not None else event.result
+            space.brk = event.result
+            return event.result
+        addr = event.addr
+        if not space.start_brk or addr < space.start_brk:
             return space.brk
+        new = page_align_up(addr)
+        old = page_align_up(space.brk)
+        if new == old:
+            space.brk = addr
+            return addr
+        if addr <= space.brk:
+            try:
+                space.unmap(new, old)
+            except LinuxError:
+                return space.brk
+            space.brk = addr
+            return addr
+        above = space.vmas.find(old)
+        if above is not None and new + PAGE_SIZE > space.start_gap(above):
+            return space.brk
+        if new > TASK_SIZE or space.vmas.count > space.machine.max_map_count:
+            return space.brk
+        _grow_brk(space, old, new)
         space.brk = addr
+        if space.def_flags & VM_LOCKED:
+            populate(space, old, new, ignore_errors=True)
         return addr
-    above = space.vmas.find(old)
-    if above is not None and new + PAGE_SIZE > space.start_gap(above):
-        return space.brk
-    if new > TASK_SIZE or space.vmas.count > space.machine.max_map_count:
-        return space.brk
-    _grow_brk(space, old, new)
-    space.brk = addr
-    if space.def_flags & VM_LOCKED:
-        populate(space, old, new, ignore_errors=True)
-    return addr
 
 
 def _grow_brk(space: AddressSpace, start: int, end: int) -> None:
@@ -77,5 +79,5 @@ def _grow_brk(space: AddressSpace, start: int, end: int) -> None:
 
 
 CALLS: Final[dict[str, Call]] = {
-    events.BRK: brk,
+    events.BRK: _Brk(),
 }

@@ -14,27 +14,29 @@ from vmaweld.model.errors import LinuxError
 from vmaweld.model.vma import VMA
 
 
-def fork(space: AddressSpace, event: Event) -> int:
+class _Fork(Call):
     """fork(2), clone(2), where `space` is the parent's (``dup_mmap``). Returns the child. Raises EINVAL, ENOMEM."""
-    machine = space.machine
-    if event.child == event.pid:
-        raise LinuxError(errno.EINVAL, f"process {event.pid} cannot be its own child")
-    machine.leave(event.child)  # one of that number must have ended unseen
-    if event.flags & CLONE_VM:
-        space.users += 1
-        machine.processes[event.child] = space
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        machine = space.machine
+        if event.child == event.pid:
+            raise LinuxError(errno.EINVAL, f"process {event.pid} cannot be its own child")
+        machine.leave(event.child)  # one of that number must have ended unseen
+        if event.flags & CLONE_VM:
+            space.users += 1
+            machine.processes[event.child] = space
+            return event.child
+        limit = machine.total_pages
+        if limit and any(vma.flags & VM_ACCOUNT and vma.pages > limit for vma in space.vmas):
+            raise LinuxError(errno.ENOMEM, "the child would commit more in one mapping than there is memory")
+        child = AddressSpace(machine)
+        child.start_brk = space.start_brk
+        child.brk = space.brk
+        for vma in space.vmas:
+            if not vma.flags & VM_DONTCOPY:
+                _copy(vma, space, child)
+        machine.processes[event.child] = child
         return event.child
-    limit = machine.total_pages
-    if limit and any(vma.flags & VM_ACCOUNT and vma.pages > limit for vma in space.vmas):
-        raise LinuxError(errno.ENOMEM, "the child would commit more in one mapping than there is memory")
-    child = AddressSpace(machine)
-    child.start_brk = space.start_brk
-    child.brk = space.brk
-    for vma in space.vmas:
-        if not vma.flags & VM_DONTCOPY:
-            _copy(vma, space, child)
-    machine.processes[event.child] = child
-    return event.child
 
 
 def _copy(vma: VMA, parent: AddressSpace, child: AddressSpace) -> None:
@@ -52,21 +54,25 @@ def _copy(vma: VMA, parent: AddressSpace, child: AddressSpace) -> None:
     parent.pages.fork_into(child.pages, vma.start, vma.end)
 
 
-def exec(space: AddressSpace, event: Event) -> int:
+class _Exec(Call):
     """execve(2): an empty address space in place of the old one. Returns 0."""
-    space.machine.leave(event.pid)
-    space.machine.add_process(event.pid)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        space.machine.leave(event.pid)
+        space.machine.add_process(event.pid)
+        return 0
 
 
-def exit(space: AddressSpace, event: Event) -> int:
+class _Exit(Call):
     """exit_group(2). Returns 0."""
-    space.machine.leave(event.pid)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        space.machine.leave(event.pid)
+        return 0
 
 
 CALLS: Final[dict[str, Call]] = {
-    events.FORK: fork,
-    events.EXEC: exec,
-    events.EXIT: exit,
+    events.FORK: _Fork(),
+    events.EXEC: _Exec(),
+    events.EXIT: _Exit(),
 }

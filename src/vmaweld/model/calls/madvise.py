@@ -116,28 +116,30 @@ def _known(space: AddressSpace, advice: int) -> bool:
     )
 
 
-def madvise(space: AddressSpace, event: Event) -> int:
+class _Madvise(Call):
     """madvise(2). Returns 0. Raises EINVAL, ENOMEM, EACCES, EAGAIN, EPERM.
 
     A hole in the range is ENOMEM after all the rest has been advised; any other failure stops at its VMA.
     """
-    addr = event.addr
-    advice = event.flags
-    if not _known(space, advice):
-        raise LinuxError(errno.EINVAL, f"unknown advice {advice}")
-    if addr & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    end = addr + page_align_up(event.length)
-    if end >= 1 << 64:
-        raise LinuxError(errno.EINVAL, "the range wraps around")
-    if end == addr:
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        addr = event.addr
+        advice = event.flags
+        if not _known(space, advice):
+            raise LinuxError(errno.EINVAL, f"unknown advice {advice}")
+        if addr & (PAGE_SIZE - 1):
+            raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
+        end = addr + page_align_up(event.length)
+        if end >= 1 << 64:
+            raise LinuxError(errno.EINVAL, "the range wraps around")
+        if end == addr:
+            return 0
+        if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and space.machine.policy.populate_stops_at_hole:
+            _populate(space, addr, end, write=advice == MADV_POPULATE_WRITE)
+            return 0
+        for vma, start, stop in parts(space, addr, end):
+            _advise(space, vma, start, stop, advice)
         return 0
-    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and space.machine.policy.populate_stops_at_hole:
-        _populate(space, addr, end, write=advice == MADV_POPULATE_WRITE)
-        return 0
-    for vma, start, stop in parts(space, addr, end):
-        _advise(space, vma, start, stop, advice)
-    return 0
 
 
 def parts(space: AddressSpace, start: int, end: int) -> Iterator[tuple[VMA, int, int]]:
@@ -270,5 +272,5 @@ def _collapse(space: AddressSpace, vma: VMA, start: int, end: int) -> None:
 
 
 CALLS: Final[dict[str, Call]] = {
-    events.MADVISE: madvise,
+    events.MADVISE: _Madvise(),
 }

@@ -29,22 +29,26 @@ from vmaweld.model.faults import populate
 from vmaweld.model.vma import VMA
 
 
-def mlock(space: AddressSpace, event: Event) -> int:
+class _Mlock(Call):
     """mlock(2), mlock2(2). Returns 0. Raises EINVAL, ENOMEM. The caller is taken to have CAP_IPC_LOCK."""
-    flags = event.flags
-    if flags & ~MLOCK_ONFAULT:
-        raise LinuxError(errno.EINVAL, f"unknown mlock flags {flags:#x}")
-    start, end = _lock_range(event)
-    _lock(space, start, end, VM_LOCKED_MASK if flags & MLOCK_ONFAULT else VM_LOCKED)
-    populate(space, start, end, ignore_errors=False)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        flags = event.flags
+        if flags & ~MLOCK_ONFAULT:
+            raise LinuxError(errno.EINVAL, f"unknown mlock flags {flags:#x}")
+        start, end = _lock_range(event)
+        _lock(space, start, end, VM_LOCKED_MASK if flags & MLOCK_ONFAULT else VM_LOCKED)
+        populate(space, start, end, ignore_errors=False)
+        return 0
 
 
-def munlock(space: AddressSpace, event: Event) -> int:
+class _Munlock(Call):
     """munlock(2). Returns 0. Raises EINVAL, ENOMEM."""
-    start, end = _lock_range(event)
-    _lock(space, start, end, 0)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        start, end = _lock_range(event)
+        _lock(space, start, end, 0)
+        return 0
 
 
 def _lock_range(event: Event) -> tuple[int, int]:
@@ -78,26 +82,30 @@ def _lock_vma(space: AddressSpace, vma: VMA, start: int, end: int, add: int) -> 
     return space.modify(vma, start, end, flags)
 
 
-def mlockall(space: AddressSpace, event: Event) -> int:
+class _Mlockall(Call):
     """mlockall(2). Returns 0. Raises EINVAL."""
-    flags = event.flags
-    if not flags or flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
-        raise LinuxError(errno.EINVAL, f"mlockall flags {flags:#x}")
-    lock = VM_LOCKED | (VM_LOCKONFAULT if flags & MCL_ONFAULT else 0)
-    space.def_flags &= ~VM_LOCKED_MASK
-    if flags & MCL_FUTURE:
-        space.def_flags |= lock
-    if flags & MCL_CURRENT:
-        _lock_all(space, lock)
-        populate(space, 0, TASK_SIZE, ignore_errors=True)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        flags = event.flags
+        if not flags or flags & ~(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) or flags == MCL_ONFAULT:
+            raise LinuxError(errno.EINVAL, f"mlockall flags {flags:#x}")
+        lock = VM_LOCKED | (VM_LOCKONFAULT if flags & MCL_ONFAULT else 0)
+        space.def_flags &= ~VM_LOCKED_MASK
+        if flags & MCL_FUTURE:
+            space.def_flags |= lock
+        if flags & MCL_CURRENT:
+            _lock_all(space, lock)
+            populate(space, 0, TASK_SIZE, ignore_errors=True)
+        return 0
 
 
-def munlockall(space: AddressSpace, event: Event) -> int:
+class _Munlockall(Call):
     """munlockall(2). Returns 0."""
-    space.def_flags &= ~VM_LOCKED_MASK
-    _lock_all(space, 0)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        space.def_flags &= ~VM_LOCKED_MASK
+        _lock_all(space, 0)
+        return 0
 
 
 def _lock_all(space: AddressSpace, add: int) -> None:
@@ -110,8 +118,8 @@ def _lock_all(space: AddressSpace, add: int) -> None:
 
 
 CALLS: Final[dict[str, Call]] = {
-    events.MLOCK: mlock,
-    events.MUNLOCK: munlock,
-    events.MLOCKALL: mlockall,
-    events.MUNLOCKALL: munlockall,
+    events.MLOCK: _Mlock(),
+    events.MUNLOCK: _Munlock(),
+    events.MLOCKALL: _Mlockall(),
+    events.MUNLOCKALL: _Munlockall(),
 }

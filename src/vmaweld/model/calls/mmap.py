@@ -63,12 +63,14 @@ _SHARED_FILE: Final = "/dev/zero (deleted)#"
 """What a shared anonymous mapping maps: a shmem file of its own, so that no two of them merge."""
 
 
-def mmap(space: AddressSpace, event: Event) -> int:
+class _Mmap(Call):
     """mmap(2). Returns the address. Raises what `do_mmap` raises."""
-    length = event.length
-    return do_mmap(
-        space, event.addr, length, event.prot, event.flags, event.file, event.pgoff, placed=placed(event, length)
-    )
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        length = event.length
+        return do_mmap(
+            space, event.addr, length, event.prot, event.flags, event.file, event.pgoff, placed=placed(event, length)
+        )
 
 
 def placed(event: Event, length: int) -> int:
@@ -235,20 +237,22 @@ def _map_region(
     return vma
 
 
-def munmap(space: AddressSpace, event: Event) -> int:
+class _Munmap(Call):
     """munmap(2). Returns 0. Raises EINVAL, ENOMEM, EPERM."""
-    addr = event.addr
-    length = event.length
-    if addr & (PAGE_SIZE - 1) or addr > TASK_SIZE or length > TASK_SIZE - addr:
-        raise LinuxError(errno.EINVAL, f"{addr:#x} + {length:#x} is not a range of user pages")
-    end = addr + page_align_up(length)
-    if end == addr:
-        raise LinuxError(errno.EINVAL, "munmap of length 0")
-    space.unmap(addr, end)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        addr = event.addr
+        length = event.length
+        if addr & (PAGE_SIZE - 1) or addr > TASK_SIZE or length > TASK_SIZE - addr:
+            raise LinuxError(errno.EINVAL, f"{addr:#x} + {length:#x} is not a range of user pages")
+        end = addr + page_align_up(length)
+        if end == addr:
+            raise LinuxError(errno.EINVAL, "munmap of length 0")
+        space.unmap(addr, end)
+        return 0
 
 
 CALLS: Final[dict[str, Call]] = {
-    events.MMAP: mmap,
-    events.MUNMAP: munmap,
+    events.MMAP: _Mmap(),
+    events.MUNMAP: _Munmap(),
 }

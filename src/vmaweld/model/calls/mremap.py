@@ -37,71 +37,73 @@ _KNOWN_FLAGS: Final = MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP
 _NAMES_TARGET: Final = MREMAP_FIXED | MREMAP_DONTUNMAP
 
 
-def mremap(space: AddressSpace, event: Event) -> int:
+class _Mremap(Call):
     """mremap(2). Returns the address of the mapping afterwards. Raises EINVAL, EFAULT, ENOMEM, EPERM.
 
     Where the call leaves the new address to the kernel, it is the one that a recording saw.
     """
-    policy = space.machine.policy
-    addr = event.addr
-    flags = event.flags
-    new_addr = event.new_addr
-    moved_to = placed(event, event.new_length)
-    if flags & ~_KNOWN_FLAGS:
-        raise LinuxError(errno.EINVAL, f"unknown mremap flags {flags:#x}")
-    if addr & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    implies_new = flags & _NAMES_TARGET
-    if implies_new and not flags & MREMAP_MAYMOVE:
-        raise LinuxError(errno.EINVAL, "MREMAP_FIXED and MREMAP_DONTUNMAP need MREMAP_MAYMOVE")
-    old_length = page_align_up(event.length)
-    new_length = page_align_up(event.new_length)
-    if flags & MREMAP_DONTUNMAP:
-        exactly = not policy.mremap_checks_first  # then not even within one page
-        if old_length != new_length or (exactly and event.length != event.new_length):
-            raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP cannot resize")
-    if not new_length:
-        raise LinuxError(errno.EINVAL, "mremap to length 0")
-    if policy.mremap_checks_first:
-        if new_length > TASK_SIZE:
-            raise LinuxError(errno.EINVAL, "the new length is larger than the address space")
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        policy = space.machine.policy
+        addr = event.addr
+        flags = event.flags
+        new_addr = event.new_addr
+        moved_to = placed(event, event.new_length)
+        if flags & ~_KNOWN_FLAGS:
+            raise LinuxError(errno.EINVAL, f"unknown mremap flags {flags:#x}")
+        if addr & (PAGE_SIZE - 1):
+            raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
+        implies_new = flags & _NAMES_TARGET
+        if implies_new and not flags & MREMAP_MAYMOVE:
+            raise LinuxError(errno.EINVAL, "MREMAP_FIXED and MREMAP_DONTUNMAP need MREMAP_MAYMOVE")
+        old_length = page_align_up(event.length)
+        new_length = page_align_up(event.new_length)
+        if flags & MREMAP_DONTUNMAP:
+            exactly = not policy.mremap_checks_first  # then not even within one page
+            if old_length != new_length or (exactly and event.length != event.new_length):
+                raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP cannot resize")
+        if not new_length:
+            raise LinuxError(errno.EINVAL, "mremap to length 0")
+        if policy.mremap_checks_first:
+            if new_length > TASK_SIZE:
+                raise LinuxError(errno.EINVAL, "the new length is larger than the address space")
+            if implies_new:
+                _check_target(addr, old_length, new_length, new_addr)
+        if policy.mremap_headroom_exact:
+            needed = 5 if flags & MREMAP_DONTUNMAP else 4
+            if space.vmas.count + needed > space.machine.max_map_count:
+                raise LinuxError(errno.ENOMEM, "the move might exceed vm.max_map_count")
+
+        if policy.mremap_moves_many and flags & MREMAP_FIXED and old_length == new_length:
+            return _move_many(space, addr, old_length, flags, new_addr)
+
+        vma = space.vmas.find(addr)
+        found = vma is not None and vma.start <= addr
+        if not found and policy.mremap_needs_vma:
+            raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
         if implies_new:
-            _check_target(addr, old_length, new_length, new_addr)
-    if policy.mremap_headroom_exact:
-        needed = 5 if flags & MREMAP_DONTUNMAP else 4
-        if space.vmas.count + needed > space.machine.max_map_count:
-            raise LinuxError(errno.ENOMEM, "the move might exceed vm.max_map_count")
-
-    if policy.mremap_moves_many and flags & MREMAP_FIXED and old_length == new_length:
-        return _move_many(space, addr, old_length, flags, new_addr)
-
-    vma = space.vmas.find(addr)
-    found = vma is not None and vma.start <= addr
-    if not found and policy.mremap_needs_vma:
-        raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-    if implies_new:
-        return _remap_to(space, addr, old_length, new_length, flags, new_addr, moved_to)
-    if found and vma is not None and vma.flags & VM_SEALED:
-        raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
-    if old_length >= new_length:
-        if old_length > new_length:
-            space.unmap(addr + new_length, addr + old_length)
-        return addr
-    if not found or vma is None:
-        raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-    _check_resize(space, vma, addr, old_length, new_length, flags)
-    if vma.end - addr == old_length and _expandable(space, vma, new_length - old_length):
-        locked = vma.flags & VM_LOCKED
-        _grow_in_place(space, vma, new_length - old_length)
-        if locked:
-            populate(space, addr + old_length, addr + new_length, ignore_errors=True)
-        return addr
-    if not flags & MREMAP_MAYMOVE:
-        raise LinuxError(errno.ENOMEM, f"no room to grow at {addr + old_length:#x}")
-    moved_to = _beside(addr, old_length, new_length, moved_to)
-    if moved_to and space.unmap(moved_to, moved_to + new_length):
-        vma = _source(space, addr, old_length, new_length, flags)
-    return _move(space, vma, addr, old_length, new_length, moved_to or space.find_free(new_length), flags)
+            return _remap_to(space, addr, old_length, new_length, flags, new_addr, moved_to)
+        if found and vma is not None and vma.flags & VM_SEALED:
+            raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
+        if old_length >= new_length:
+            if old_length > new_length:
+                space.unmap(addr + new_length, addr + old_length)
+            return addr
+        if not found or vma is None:
+            raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
+        _check_resize(space, vma, addr, old_length, new_length, flags)
+        if vma.end - addr == old_length and _expandable(space, vma, new_length - old_length):
+            locked = vma.flags & VM_LOCKED
+            _grow_in_place(space, vma, new_length - old_length)
+            if locked:
+                populate(space, addr + old_length, addr + new_length, ignore_errors=True)
+            return addr
+        if not flags & MREMAP_MAYMOVE:
+            raise LinuxError(errno.ENOMEM, f"no room to grow at {addr + old_length:#x}")
+        moved_to = _beside(addr, old_length, new_length, moved_to)
+        if moved_to and space.unmap(moved_to, moved_to + new_length):
+            vma = _source(space, addr, old_length, new_length, flags)
+        return _move(space, vma, addr, old_length, new_length, moved_to or space.find_free(new_length), flags)
 
 
 def _beside(addr: int, old_length: int, new_length: int, moved_to: int) -> int:
@@ -316,5 +318,5 @@ def _copy(
 
 
 CALLS: Final[dict[str, Call]] = {
-    events.MREMAP: mremap,
+    events.MREMAP: _Mremap(),
 }

@@ -13,16 +13,20 @@ from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import accessible
 
 
-def read(space: AddressSpace, event: Event) -> int:
+class _Read(Call):
     """Read every page of the range. Returns 0. Raises what `_touch` raises."""
-    _touch(space, event, write=False)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        _touch(space, event, write=False)
+        return 0
 
 
-def write(space: AddressSpace, event: Event) -> int:
+class _Write(Call):
     """Write to every page of the range. Returns 0. Raises what `_touch` raises."""
-    _touch(space, event, write=True)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        _touch(space, event, write=True)
+        return 0
 
 
 def _touch(space: AddressSpace, event: Event, *, write: bool) -> None:
@@ -56,6 +60,6 @@ def _touch(space: AddressSpace, event: Event, *, write: bool) -> None:
 
 
 CALLS: Final[dict[str, Call]] = {
-    events.READ: read,
-    events.WRITE: write,
+    events.READ: _Read(),
+    events.WRITE: _Write(),
 }
