@@ -10,8 +10,13 @@ from vmaweld.model.merge import (
     AV_MERGE_DIFFERENT,
     AV_MERGE_FAILED,
     AV_MERGE_SAME,
+    NEW_TO_BOTH,
+    NEW_TO_NEXT,
     OBSTACLE_NAMES,
     SOFT,
+    TAIL_TO_NEXT,
+    WHOLE_TO_BOTH,
+    WHOLE_TO_NEXT,
     MergeState,
 )
 
@@ -72,7 +77,7 @@ class MergeRecord:
     @property
     def saved(self) -> int:
         """VMAs that the merge saved, against leaving range and neighbours apart."""
-        return 2 if self.case in (1, 6) else 1 if self.case else 0
+        return 2 if self.case in (NEW_TO_BOTH, WHOLE_TO_BOTH) else 1 if self.case else 0
 
     def missed(self) -> list[int]:
         """Addresses of the borders at which only the page offset or the anon_vmas refused a merge.
@@ -85,7 +90,7 @@ class MergeRecord:
         if self.next_obstacles and not self.next_obstacles & ~SOFT:
             borders.append(self.end)
         if self.case and self.both_answer == AV_MERGE_FAILED:  # the one that was asked first was taken
-            borders.append(self.start if self.case in (3, 4, 8) else self.end)
+            borders.append(self.start if self.case in (NEW_TO_NEXT, TAIL_TO_NEXT, WHOLE_TO_NEXT) else self.end)
         return borders
 
     def trace_lines(self) -> list[str]:
