@@ -13,7 +13,6 @@ from vmaweld.abi import (
     TASK_SIZE,
     VM_GROWSDOWN,
     VM_HUGEPAGE,
-    VM_LOCKED,
     VM_NOHUGEPAGE,
     VM_SEALED,
     VM_SHARED,
@@ -132,21 +131,6 @@ class AddressSpace:
         self.def_flags: int = 0
         self.start_brk: int = 0
         self.brk: int = 0
-
-    @property
-    def map_count(self) -> int:
-        """Number of VMAs (``mm->map_count``)."""
-        return self.vmas.count
-
-    @property
-    def total_vm(self) -> int:
-        """Pages mapped (``mm->total_vm``)."""
-        return sum(vma.pages for vma in self.vmas)
-
-    @property
-    def locked_vm(self) -> int:
-        """Pages in mlocked VMAs (``mm->locked_vm``)."""
-        return sum(vma.pages for vma in self.vmas if vma.flags & VM_LOCKED)
 
     # VMAs: make, split, merge, remove ---------------------------------------------------------------
 
