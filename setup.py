@@ -24,7 +24,7 @@ COMPILED = [
     "src/vmaweld/kernel/bpf_records.py",
     *(f"src/vmaweld/inspect/{name}.py" for name in ("collect", "kinds", "obstacles", "report")),
     *sorted(path for path in glob("src/vmaweld/policy/*.py") if not path.endswith("__init__.py")),
-    *sorted(path for path in glob("src/vmaweld/model/*.py") if not path.endswith("__init__.py")),
+    *sorted(path for path in glob("src/vmaweld/model/**/*.py", recursive=True) if not path.endswith("__init__.py")),
 ]
 # One run of setup.py serves many commands (egg_info, sdist, editable_wheel ...); only these need the extensions.
 BUILDS = {"bdist_wheel", "build", "build_ext", "install"}

@@ -188,8 +188,8 @@ class World:
             return self.draw(pid)
         if question == "case" and self.last.case != int(words[0]):
             return f"case {self.last.case}"
-        if question == "count" and self.space(pid).map_count != int(words[0]):
-            return f"count {self.space(pid).map_count}"
+        if question == "count" and self.space(pid).vmas.count != int(words[0]):
+            return f"count {self.space(pid).vmas.count}"
         if question == "reason" and self.last.shared != " ".join(words):
             return f"reason {self.last.shared!r}"
         return None

@@ -8,7 +8,8 @@ from drawing import World, page, play
 
 from vmaweld import abi
 from vmaweld.abi import PAGE_SIZE
-from vmaweld.events import Event
+from vmaweld.events import OPERATIONS, Event
+from vmaweld.model.calls import CALLS
 from vmaweld.model.errors import LinuxError
 
 STOCK = "linux-5.10 linux-5.17 linux-6.1 linux-6.12 linux-6.18 linux-7.2"
@@ -1202,3 +1203,15 @@ def test_names_of_shared_memory(file: str, since_6_2: str) -> None:
     name = Event("set_name", 1, addr=page(0), length=PAGE_SIZE, file="a")
     found = [called(policy, shared, name) for policy in SINCE_5_17.split()]
     assert found == ["EBADF", "EBADF", since_6_2, since_6_2, since_6_2]
+
+
+# the table ----------------------------------------------------------------------------------------------
+
+
+def test_every_event_is_performed() -> None:
+    assert set(CALLS) == set(OPERATIONS)
+
+
+def test_an_event_of_no_such_name() -> None:
+    with pytest.raises(ValueError, match="no event is called 'mumap'"):
+        World("linux-5.17").system.apply(Event("mumap", 1))

@@ -120,7 +120,7 @@ def break_hole(world: World) -> None:
 
 
 def break_space(world: World) -> None:
-    first(world).space = world.space(2)
+    first(world).page_table = world.space(2).pages
 
 
 def break_death(world: World) -> None:

@@ -252,7 +252,7 @@ def test_brk_stops_at_the_limit() -> None:
     space = world.space(1)
     space.start_brk = space.brk = 0x1010_0000
     assert world.apply(Event("brk", 1, addr=0x1010_2000)) == 0x1010_2000
-    assert space.map_count == 4
+    assert space.vmas.count == 4
     assert world.apply(Event("brk", 1, addr=0x1010_3000)) == 0x1010_2000
 
 

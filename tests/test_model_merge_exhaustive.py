@@ -15,7 +15,6 @@ from itertools import product
 import pytest
 
 from vmaweld import abi
-from vmaweld.model.address_space import AddressSpace
 from vmaweld.model.anon_vma import AnonVma, link_chain
 from vmaweld.model.merge import (
     ANON_VMA,
@@ -33,7 +32,7 @@ from vmaweld.model.merge import (
     anon_vmas_answer,
     decide,
 )
-from vmaweld.model.system import System
+from vmaweld.model.pages import PageTable
 from vmaweld.model.vma import VMA
 from vmaweld.policy import KERNELS, parse_policy
 
@@ -228,7 +227,7 @@ class Stage:
     """The anon_vmas that every combination is made of, and VMAs on demand."""
 
     def __init__(self) -> None:
-        self.space: AddressSpace = System(parse_policy("linux-5.17")).add_process(1)
+        self.pages = PageTable()
         self.avs: dict[str, AnonVma] = {}
         for number, name in enumerate(("plain", "other", "another", "parent's", "request parent's")):
             self.avs[name] = self._root(number * 10 + 10)
@@ -238,7 +237,7 @@ class Stage:
         self._neighbours: dict[tuple[str, tuple[object, ...], str], VMA | None] = {}
 
     def _vma(self, start: int, end: int) -> VMA:
-        return VMA(self.space, start, end, FLAGS_OF_REQUEST, start >> abi.PAGE_SHIFT)
+        return VMA(self.pages, start, end, FLAGS_OF_REQUEST, start >> abi.PAGE_SHIFT)
 
     def _root(self, number: int) -> AnonVma:
         made = AnonVma(number)
@@ -335,22 +334,12 @@ class Stage:
     ) -> MergeState:
         moved = request["range"] == "moved"
         flags = FLAGS_OF_REQUEST | (abi.VM_PFNMAP if request["special"] else 0)
-        return MergeState(
-            START,
-            END,
-            flags,
-            START >> abi.PAGE_SHIFT,
-            "",
-            "",
-            0,
-            "",
-            self.request_av(request),
-            prev,
-            None if moved else holder,
-            next,
-            holder if moved else None,
-            next_first=upper_first and request["range"] == "mmap",
-        )
+        m = MergeState(START, END, flags, START >> abi.PAGE_SHIFT, prev, next, None)
+        m.anon_vma = self.request_av(request)
+        m.middle = None if moved else holder
+        m.source = holder if moved else None
+        m.next_first = upper_first and request["range"] == "mmap"
+        return m
 
 
 def reachable(request: dict[str, object], neighbour: dict[str, object], side: str) -> bool:

@@ -51,7 +51,7 @@ def test_a_broken_invariant_is_told_as_a_short_program(monkeypatch: pytest.Monke
 
     def check(system: System) -> None:
         honest(system)
-        assert all(space.map_count < 3 for space in system.processes.values()), "three VMAs"
+        assert all(space.vmas.count < 3 for space in system.processes.values()), "three VMAs"
 
     monkeypatch.setattr(System, "check", check)
     with pytest.raises(Violation, match="three VMAs") as told:

@@ -13,16 +13,14 @@ from vmaweld.abi import (
     TASK_SIZE,
     VM_GROWSDOWN,
     VM_HUGEPAGE,
-    VM_LOCKED,
     VM_NOHUGEPAGE,
     VM_SEALED,
     VM_SHARED,
-    VM_UFFD_ANY,
-    page_align_up,
 )
-from vmaweld.model.anon_vma import AnonVma, clone_chain, fork_chain, unlink_chain
+from vmaweld.events import Event
+from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain
 from vmaweld.model.errors import LinuxError
-from vmaweld.model.merge import ANON_VMA, MergeState, apply_merge, decide
+from vmaweld.model.merge import MergeState, apply_merge, decide
 from vmaweld.model.pages import PageTable
 from vmaweld.model.tracepoints import Tracepoints
 from vmaweld.model.vma import VMA
@@ -43,6 +41,7 @@ class Machine:
     total_pages: memory and swap; no single mapping of a fork may commit more (0: no limit).
     pkeys: the processor has protection keys, so memory that is only executable gets one that forbids reading.
     file_pages: sizes, in pages, of the files whose size matters: shared anonymous memory and segments.
+    processes: the address space of each process by its pid; some may share one (CLONE_VM).
     """
 
     __slots__ = (
@@ -56,6 +55,7 @@ class Machine:
         "overcommit_never",
         "pkeys",
         "policy",
+        "processes",
         "stack_limit",
         "thp",
         "total_pages",
@@ -90,6 +90,27 @@ class Machine:
         self.last_anon_vma: int = 0
         self.last_file: int = 0
         self.file_pages: dict[str, int] = {}
+        self.processes: dict[int, AddressSpace] = {}
+
+    def add_process(self, pid: int) -> AddressSpace:
+        """A process `pid` with an empty address space of its own."""
+        space = AddressSpace(self)
+        self.processes[pid] = space
+        return space
+
+    def leave(self, pid: int) -> None:
+        """`pid` gives up its address space; the last user's is torn down (``exit_mmap``)."""
+        space = self.processes.pop(pid, None)
+        if space is None:
+            return
+        space.users -= 1
+        if space.users:
+            return
+        vma = space.vmas.first
+        while vma is not None:
+            following = vma.next
+            space.remove(vma)
+            vma = following
 
 
 class AddressSpace:
@@ -111,21 +132,6 @@ class AddressSpace:
         self.start_brk: int = 0
         self.brk: int = 0
 
-    @property
-    def map_count(self) -> int:
-        """Number of VMAs (``mm->map_count``)."""
-        return self.vmas.count
-
-    @property
-    def total_vm(self) -> int:
-        """Pages mapped (``mm->total_vm``)."""
-        return sum(vma.pages for vma in self.vmas)
-
-    @property
-    def locked_vm(self) -> int:
-        """Pages in mlocked VMAs (``mm->locked_vm``)."""
-        return sum(vma.pages for vma in self.vmas if vma.flags & VM_LOCKED)
-
     # VMAs: make, split, merge, remove ---------------------------------------------------------------
 
     def split(self, vma: VMA, address: int, *, new_below: bool) -> VMA:
@@ -133,25 +139,14 @@ class AddressSpace:
 
         new_below: the new object is the lower half. Where the limit matters the caller has checked it.
         """
-        new = VMA(
-            self,
-            vma.start,
-            address,
-            vma.flags,
-            vma.pgoff,
-            vma.file,
-            vma.mempolicy,
-            vma.uffd,
-            vma.name,
-            vma.close,
-        )
+        new = vma.duplicate(self.pages)
         lower_pages = (address - vma.start) >> PAGE_SHIFT
         if new_below:
+            new.end = address
             self.vmas.set_start(vma, address)
             vma.pgoff += lower_pages
         else:
             new.start = address
-            new.end = vma.end
             new.pgoff += lower_pages
             vma.end = address
         if vma.anon_vma is not None:
@@ -170,10 +165,8 @@ class AddressSpace:
         case = decide(m, self.machine.policy)
         trace = self.machine.trace
         if trace is not None:
-            record = trace.merge(m)
-            if (m.prev_obstacles | m.next_obstacles) & ANON_VMA:
-                record.shared = why_shared(m.anon_vma)
-        return apply_merge(m, self) if case else None
+            trace.merge(m)
+        return apply_merge(m, self.vmas, self.pages) if case else None
 
     def modify(
         self,
@@ -195,20 +188,10 @@ class AddressSpace:
         new_mempolicy = vma.mempolicy if mempolicy is None else mempolicy
         new_uffd = vma.uffd if uffd < 0 else uffd
         if start == vma.start or end == vma.end:
-            m = MergeState(
-                start,
-                end,
-                flags,
-                vma.pgoff + ((start - vma.start) >> PAGE_SHIFT),
-                vma.file,
-                new_mempolicy,
-                new_uffd,
-                new_name,
-                vma.anon_vma,
-                vma.prev if start == vma.start else None,
-                vma,
-                vma.next if end == vma.end else None,
-            )
+            m = MergeState.changed(vma, start, end, flags)
+            m.name = new_name
+            m.mempolicy = new_mempolicy
+            m.uffd = new_uffd
             merged = self.merge(m)
             if merged is not None:
                 merged.flags = flags | (merged.flags & self.machine.policy.ignored_flags)
@@ -322,28 +305,6 @@ class AddressSpace:
         if block < end and block + HUGE_PAGE_SIZE <= vma.end:
             self.prepare_anon_vma(vma)
 
-    def fork_vma(self, vma: VMA, child: AddressSpace, flags: int, *, wipe: bool) -> None:
-        """Copy `vma` into `child` with `flags` (one turn of ``dup_mmap``). wipe: no pages, no anon_vma."""
-        new = VMA(
-            child,
-            vma.start,
-            vma.end,
-            flags,
-            vma.pgoff,
-            vma.file,
-            vma.mempolicy,
-            0 if not flags & VM_UFFD_ANY else vma.uffd,
-            vma.name,
-            vma.close,
-        )
-        child.vmas.insert(new)
-        if wipe or vma.anon_vma is None:
-            return
-        machine = self.machine
-        if fork_chain(new, vma, machine.last_anon_vma + 1, by_degree=machine.policy.fork_reuses_by_degree):
-            machine.last_anon_vma += 1
-        self.pages.fork_into(child.pages, vma.start, vma.end)
-
     def file_end(self, vma: VMA) -> int:
         """The address in `vma` past which its file has no pages (touching is SIGBUS); its end if none is known."""
         pages = self.machine.file_pages.get(vma.file, -1) if vma.file else -1
@@ -418,7 +379,7 @@ class AddressSpace:
         self.vmas.check()
         self.pages.check()
         for vma in self.vmas:
-            assert vma.space is self
+            assert vma.page_table is self.pages
             assert not vma.start % PAGE_SIZE
             assert not vma.end % PAGE_SIZE
             assert (vma.anon_vma is None) == (not vma.chain)
@@ -440,19 +401,13 @@ class AddressSpace:
                 holder = holder.next
 
 
-def why_shared(anon_vma: AnonVma | None) -> str:
-    """Why the series leaves the pages of `anon_vma` alone, in words; "" where it need not."""
-    if anon_vma is None:
-        return ""
-    if anon_vma.root is not anon_vma:
-        return "shared with parent"
-    if anon_vma.has_child():
-        return "shared with child"
-    return ""
+class Call:
+    """What performs one kind of event. A class, since mypyc calls a method faster than a function out of a table."""
 
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        """Let `event` happen in the address space of its process.
 
-def checked_range(address: int, length: int) -> tuple[int, int]:
-    """``(start, end)`` of a call's range, aligned. Raises EINVAL for an unaligned address."""
-    if address & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {address:#x} is not page aligned")
-    return address, address + page_align_up(length)
+        Returns what the system call returns. Raises LinuxError where Linux would fail it; what the call has changed
+        until then stays changed, just as in Linux.
+        """
+        raise NotImplementedError

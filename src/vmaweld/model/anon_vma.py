@@ -1,15 +1,10 @@
 """anon_vma: who may map the anonymous pages of a group of VMAs, and the family that fork makes of them.
 
 Follows ``mm/rmap.c``. An anon_vma_chain (AVC) has no fields of its own here: that a VMA is linked with an anon_vma
-is told by `VMA.chain` (the VMA's side, newest last) and by `AnonVma.vmas` (the interval tree's side).
+is told by `Linked.chain` (the VMA's side, newest last) and by `AnonVma.vmas` (the interval tree's side).
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vmaweld.model.vma import VMA
 
 
 class AnonVma:
@@ -31,7 +26,7 @@ class AnonVma:
         self.root: AnonVma = self if parent is None else parent.root
         self.num_children: int = 1 if parent is None else 0
         self.num_active_vmas: int = 0
-        self.vmas: dict[VMA, None] = {}
+        self.vmas: dict[Linked, None] = {}
         if parent is not None:
             parent.num_children += 1
 
@@ -54,14 +49,39 @@ class AnonVma:
         return f"<anon_vma {self.number}>"
 
 
-def link_chain(vma: VMA, chain: tuple[AnonVma, ...]) -> None:
+class Linked:
+    """What of a VMA the anon_vmas know: which of them it is linked with. `vmaweld.model.vma.VMA` is the rest.
+
+    anon_vma: where new anonymous pages of the VMA belong; None until the first write fault.
+    chain: all linked anon_vmas, oldest first, its own among them; () while `anon_vma` is None.
+    """
+
+    __slots__ = ("anon_vma", "chain")
+
+    def __init__(self) -> None:
+        self.anon_vma: AnonVma | None = None
+        self.chain: tuple[AnonVma, ...] = ()
+
+
+def why_shared(anon_vma: AnonVma | None) -> str:
+    """Why the series leaves the pages of `anon_vma` alone, in words; "" where it need not."""
+    if anon_vma is None:
+        return ""
+    if anon_vma.root is not anon_vma:
+        return "shared with parent"
+    if anon_vma.has_child():
+        return "shared with child"
+    return ""
+
+
+def link_chain(vma: Linked, chain: tuple[AnonVma, ...]) -> None:
     """Give `vma`, which has none, all the links of `chain` (the linking half of ``anon_vma_clone``)."""
     vma.chain = chain
     for anon_vma in chain:
         anon_vma.vmas[vma] = None
 
 
-def clone_chain(target: VMA, source: VMA) -> None:
+def clone_chain(target: Linked, source: Linked) -> None:
     """Make unlinked `target` share the anon_vma and all links of `source` (``anon_vma_clone``: split, move, merge)."""
     anon_vma = source.anon_vma
     if anon_vma is None:
@@ -71,7 +91,7 @@ def clone_chain(target: VMA, source: VMA) -> None:
     anon_vma.num_active_vmas += 1
 
 
-def unlink_chain(vma: VMA) -> None:
+def unlink_chain(vma: Linked) -> None:
     """Sever every link of `vma` (``unlink_anon_vmas``). An anon_vma that no VMA is linked with dies."""
     anon_vma = vma.anon_vma
     if anon_vma is None:
@@ -85,11 +105,11 @@ def unlink_chain(vma: VMA) -> None:
     vma.chain = ()
 
 
-def fork_chain(child: VMA, parent: VMA, number: int, *, by_degree: bool) -> bool:
+def fork_chain(child: Linked, parent: Linked, number: int, *, by_degree: bool) -> bool:
     """Link `child` with all of `parent`'s anon_vmas and with one of its own (``anon_vma_fork``).
 
     An ancestor's anon_vma that has lost its VMAs and has at most one child is reused in place of a new one.
-    by_degree: the rule until 5.19, where one count told both (see `Policy.fork_reuse_by_degree`).
+    by_degree: the rule until 5.19, where one count told both (see `Policy.fork_reuses_by_degree`).
     Returns True if the anon_vma `number` was made, False if none was needed.
     """
     own = parent.anon_vma

@@ -4,14 +4,8 @@ The range is about to exist (mmap, brk, a moved mapping) or about to change (mpr
 three questions (the predecessor? the successor? both?) and picks a case; it changes nothing but the state it is
 given. `apply_merge` carries the case out. That split is patch 1 of the series, upstream since 6.0.
 
-The eight cases (P predecessor, A the range, N successor, X the one after A's own VMA; before -> after):
-
-    the range is new                         the range is part of the VMA M
-    1  PPPP AAAA NNNN -> PPPPPPPPPPPP        4  MM[AA] NNNN -> MMNNNNNN     A ends M
-    2  PPPP AAAA .... -> PPPPPPPP            5  PPPP [AA]MM -> PPPPPPMM     A begins M
-    3  .... AAAA NNNN ->     NNNNNNNN        6  PPPP [AA] XXXX -> PPPPPPPPPP A is all of M
-                                             7  PPPP [AA] .... -> PPPPPP
-                                             8  .... [AA] XXXX ->     XXXXXX
+A merge is one of eight cases. The range goes to the VMA before it, to the one after it, or joins both. It is new, or
+the tail of the VMA that holds it now, or its head, or the whole of it. `_case` has a drawing of each.
 
 Sources of the rules: ``vma_merge`` (until 6.11), ``vma_merge_new_range`` and ``vma_merge_existing_range`` (since
 6.12), the series' patches 2 and 3 where they are named.
@@ -19,15 +13,14 @@ Sources of the rules: ``vma_merge`` (until 6.11), ``vma_merge_new_range`` and ``
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from vmaweld.abi import PAGE_SHIFT, VM_MAYBE_GUARD, VM_SPECIAL
 from vmaweld.model.anon_vma import AnonVma, clone_chain, unlink_chain
+from vmaweld.model.pages import PageTable
 from vmaweld.model.vma import VMA
+from vmaweld.model.vma_tree import VmaTree
 from vmaweld.policy import Policy
-
-if TYPE_CHECKING:
-    from vmaweld.model.address_space import AddressSpace
 
 # What forbids a merge with a neighbour: bits. NOT_ADJACENT to CLOSE are hard; a merge that only PGOFF or ANON_VMA
 # forbids is a missed one.
@@ -56,6 +49,16 @@ OBSTACLE_NAMES: Final[dict[int, str]] = {
     ANON_VMA: "anon_vma",
 }
 
+# The cases, by the numbers that the comment above ``vma_merge`` gave them.
+NEW_TO_BOTH: Final = 1
+NEW_TO_PREV: Final = 2
+NEW_TO_NEXT: Final = 3
+TAIL_TO_NEXT: Final = 4
+HEAD_TO_PREV: Final = 5
+WHOLE_TO_BOTH: Final = 6
+WHOLE_TO_PREV: Final = 7
+WHOLE_TO_NEXT: Final = 8
+
 # The answers of the series' trace event vm_av_merge.
 MERGE_FAILED: Final = 0
 AV_MERGE_FAILED: Final = 1
@@ -68,12 +71,21 @@ ANSWER_NAMES: Final = ("MERGE_FAILED", "AV_MERGE_FAILED", "AV_MERGE_NULL", "AV_M
 class MergeState:
     """One attempted merge, from request to result; the kernel's ``struct vma_merge_struct``.
 
-    The request: the range ``[start, end)`` as it is to be, its `pgoff`, `flags`, `file`, `mempolicy`, `uffd`, `name`
-    and `anon_vma`; `prev` and `next`, the VMAs before and after the range; `middle`, the VMA that holds the range now,
-    None for a range that is new; `source`, the VMA an mremap is moving; `only_prev` where the successor is not asked,
-    `next_first` where it has the first word (`Policy.mmap_asks_next_first`).
-    The answers, by `decide`: `case` (1-8, 0 none), `prev_obstacles` and `next_obstacles` (bits),
-    `prev_answer`, `next_answer`, `both_answer`.
+    The request, made by one of the named initialisers:
+    start, end: the range, as it is to be.
+    flags, pgoff, file, mempolicy, uffd, name, anon_vma: what the range is to have.
+    prev, next: the VMAs before and after the range.
+    middle: the VMA that holds the range now, None for a range that is new.
+    source: the VMA that an mremap is moving.
+    updated: the moving range was faulted, and takes the page offset of its new address.
+    shared: why patch 2 does not let it, in words; "" where it need not say.
+    only_prev: the successor is not asked.
+    next_first: the successor has the first word (`Policy.mmap_asks_next_first`).
+
+    The answers, by `decide`:
+    case: 1-8, 0 none.
+    prev_obstacles, next_obstacles: what forbids the merge with the one and the other, bits.
+    prev_answer, next_answer, both_answer: the answers of the trace event.
     """
 
     __slots__ = (
@@ -95,50 +107,66 @@ class MergeState:
         "prev",
         "prev_answer",
         "prev_obstacles",
+        "shared",
         "source",
         "start",
         "uffd",
+        "updated",
     )
 
     def __init__(
-        self,
-        start: int,
-        end: int,
-        flags: int,
-        pgoff: int,
-        file: str,
-        mempolicy: str,
-        uffd: int,
-        name: str,
-        anon_vma: AnonVma | None,
-        prev: VMA | None,
-        middle: VMA | None,
-        next: VMA | None,
-        source: VMA | None = None,
-        only_prev: bool = False,
-        next_first: bool = False,
+        self, start: int, end: int, flags: int, pgoff: int, prev: VMA | None, next: VMA | None, like: VMA | None
     ) -> None:
+        """A request for a range that is like the VMA `like`; like plain unfaulted anonymous memory if that is None."""
         self.start: int = start
         self.end: int = end
         self.flags: int = flags
         self.pgoff: int = pgoff
-        self.file: str = file
-        self.mempolicy: str = mempolicy
-        self.uffd: int = uffd
-        self.name: str = name
-        self.anon_vma: AnonVma | None = anon_vma
         self.prev: VMA | None = prev
-        self.middle: VMA | None = middle
         self.next: VMA | None = next
-        self.source: VMA | None = source
-        self.only_prev: bool = only_prev
-        self.next_first: bool = next_first
+        self.file: str = "" if like is None else like.file
+        self.mempolicy: str = "" if like is None else like.mempolicy
+        self.uffd: int = 0 if like is None else like.uffd
+        self.name: str = "" if like is None else like.name
+        self.anon_vma: AnonVma | None = None if like is None else like.anon_vma
+        self.middle: VMA | None = None
+        self.source: VMA | None = None
+        self.updated: bool = False
+        self.shared: str = ""
+        self.only_prev: bool = False
+        self.next_first: bool = False
         self.case: int = 0
         self.prev_obstacles: int = NOT_ADJACENT
         self.next_obstacles: int = NOT_ADJACENT
         self.prev_answer: int = MERGE_FAILED
         self.next_answer: int = MERGE_FAILED
         self.both_answer: int = MERGE_FAILED
+
+    @staticmethod
+    def mapped(start: int, end: int, flags: int, pgoff: int, prev: VMA | None, next: VMA | None) -> MergeState:
+        """A range is about to be mapped (mmap, brk)."""
+        return MergeState(start, end, flags, pgoff, prev, next, None)
+
+    @staticmethod
+    def grown(vma: VMA, end: int) -> MergeState:
+        """`vma` is about to grow up to `end`: the request is for what is added (mremap in place)."""
+        return MergeState(vma.end, end, vma.flags, vma.pgoff_at(vma.end), vma, vma.next, vma)
+
+    @staticmethod
+    def moved(vma: VMA, start: int, end: int, pgoff: int, prev: VMA | None, next: VMA | None) -> MergeState:
+        """``[start, end)`` is about to hold what `vma`, or a part of it, holds now (mremap elsewhere)."""
+        m = MergeState(start, end, vma.flags, pgoff, prev, next, vma)
+        m.source = vma
+        return m
+
+    @staticmethod
+    def changed(vma: VMA, start: int, end: int, flags: int) -> MergeState:
+        """``[start, end)`` of `vma` is about to have other `flags`, or what else the caller sets in the request."""
+        prev = vma.prev if start == vma.start else None
+        next = vma.next if end == vma.end else None
+        m = MergeState(start, end, flags, vma.pgoff_at(start), prev, next, vma)
+        m.middle = vma
+        return m
 
 
 def anon_vmas_answer(policy: Policy, first: AnonVma | None, second: AnonVma | None) -> int:
@@ -189,133 +217,147 @@ def _hard_obstacle(policy: Policy, m: MergeState, neighbour: VMA) -> int:
     return 0
 
 
+def _ask(policy: Policy, m: MergeState, neighbour: VMA, linear: bool) -> tuple[int, int]:
+    """May the range merge with a `neighbour` that it touches? What forbids it (bits), and the trace event's answer.
+
+    linear: the page offsets go on across the border.
+    """
+    obstacle = _hard_obstacle(policy, m, neighbour)
+    if obstacle:
+        return obstacle, MERGE_FAILED
+    answer = _neighbour_answer(policy, m, neighbour)
+    obstacle = ANON_VMA if answer == AV_MERGE_FAILED else 0
+    if not linear:
+        return obstacle | PGOFF, MERGE_FAILED
+    return obstacle, answer
+
+
+def _both_answer(policy: Policy, m: MergeState, prev: VMA, next: VMA) -> int:
+    """Are the anon_vmas of the neighbours compatible with each other? Each is with that of the range."""
+    if m.next_first and prev.anon_vma is None and next.anon_vma is not None:
+        return AV_MERGE_FAILED
+    if prev.anon_vma is None or next.anon_vma is None:
+        return AV_MERGE_NULL
+    return anon_vmas_answer(policy, next.anon_vma, prev.anon_vma)
+
+
 def decide(m: MergeState, policy: Policy) -> int:
     """Fill in the answers of `m` and return its case, 0 where nothing merges. Changes nothing else."""
     if m.flags & VM_SPECIAL:
         m.prev_obstacles = m.next_obstacles = SPECIAL
         return 0
-    middle = m.middle
     prev = m.prev
     next = m.next
-    merge_prev = False
-    merge_next = False
-
-    # The predecessor? It must end where the range begins; inside a VMA there is none.
+    # A neighbour must touch the range. Where the range begins or ends inside a VMA there is none on that side.
     if prev is not None and prev.end == m.start:
-        obstacles = _hard_obstacle(policy, m, prev)
-        if not obstacles:
-            answer = _neighbour_answer(policy, m, prev)
-            if answer == AV_MERGE_FAILED:
-                obstacles = ANON_VMA
-            if prev.pgoff + ((prev.end - prev.start) >> PAGE_SHIFT) != m.pgoff:
-                obstacles |= PGOFF
-            else:
-                m.prev_answer = answer
-            merge_prev = not obstacles
-        m.prev_obstacles = obstacles
-
-    # The successor?
+        linear = prev.pgoff_at(prev.end) == m.pgoff
+        m.prev_obstacles, m.prev_answer = _ask(policy, m, prev, linear)
     if next is not None and next.start == m.end and not m.only_prev:
-        obstacles = _hard_obstacle(policy, m, next)
-        if not obstacles:
-            answer = _neighbour_answer(policy, m, next)
-            if answer == AV_MERGE_FAILED:
-                obstacles = ANON_VMA
-            if m.pgoff + ((m.end - m.start) >> PAGE_SHIFT) != next.pgoff:
-                obstacles |= PGOFF
-            else:
-                m.next_answer = answer
-            merge_next = not obstacles
-        m.next_obstacles = obstacles
-
-    if not merge_prev and not merge_next:
+        linear = m.pgoff + ((m.end - m.start) >> PAGE_SHIFT) == next.pgoff
+        m.next_obstacles, m.next_answer = _ask(policy, m, next, linear)
+    to_prev = not m.prev_obstacles
+    to_next = not m.next_obstacles
+    if not to_prev and not to_next:
         return 0
-
-    # Both? Each may go with the range and yet not with the other.
-    merge_both = False
-    if merge_prev and merge_next:
+    if to_prev and to_next:  # each may go with the range, and yet perhaps not with the other
         assert prev is not None
         assert next is not None
-        if m.next_first and prev.anon_vma is None and next.anon_vma is not None:
-            m.both_answer = AV_MERGE_FAILED
-        elif prev.anon_vma is None or next.anon_vma is None:
-            m.both_answer = AV_MERGE_NULL
-        else:
-            m.both_answer = anon_vmas_answer(policy, next.anon_vma, prev.anon_vma)
+        m.both_answer = _both_answer(policy, m, prev, next)
         # Since 6.12 what cannot be removed is left beside the rest.
-        merge_both = m.both_answer != AV_MERGE_FAILED and not next.close
-        merge_prev = not m.next_first  # where not both, then the one that was asked first
-
-    if middle is None:
-        m.case = 1 if merge_both else 2 if merge_prev else 3
-        return m.case
-    whole = m.start == middle.start and m.end == middle.end
-    if whole and middle.close:
-        return 0
-    if merge_both:
-        m.case = 6
-    elif merge_prev:
-        m.case = 7 if whole else 5
-    else:
-        m.case = 8 if whole else 4
+        if m.both_answer == AV_MERGE_FAILED or next.close:
+            to_prev = not m.next_first  # the one that was asked first
+            to_next = m.next_first
+    m.case = _case(m, to_prev, to_next)
     return m.case
 
 
-def apply_merge(m: MergeState, space: AddressSpace) -> VMA:
+def _case(m: MergeState, to_prev: bool, to_next: bool) -> int:
+    """The case of a range that goes to the VMA before it, to the one after it, or joins both.
+
+    In the drawings P is the predecessor, N the successor, A the range, and M what else the VMA has that holds it now.
+    """
+    middle = m.middle
+    if middle is None:
+        if to_prev and to_next:
+            # PPPP AAAA NNNN  ->  PPPPPPPPPPPP    N goes
+            return NEW_TO_BOTH
+        if to_prev:
+            # PPPP AAAA ....  ->  PPPPPPPP
+            return NEW_TO_PREV
+        # .... AAAA NNNN  ->      NNNNNNNN
+        return NEW_TO_NEXT
+    if m.start == middle.start and m.end == middle.end:
+        if middle.close:  # it cannot be removed
+            return 0
+        if to_prev and to_next:
+            # PPPP[AAAA]NNNN  ->  PPPPPPPPPPPP    A's VMA and N go
+            return WHOLE_TO_BOTH
+        if to_prev:
+            # PPPP[AAAA]....  ->  PPPPPPPP        A's VMA goes
+            return WHOLE_TO_PREV
+        # ....[AAAA]NNNN  ->      NNNNNNNN        A's VMA goes
+        return WHOLE_TO_NEXT
+    if to_prev:
+        # PPPP[AAMM]      ->  PPPPPPMM
+        return HEAD_TO_PREV
+    #     [MMAA]NNNN  ->      MMNNNNNN
+    return TAIL_TO_NEXT
+
+
+def apply_merge(m: MergeState, vmas: VmaTree, pages: PageTable) -> VMA:
     """Carry out ``m.case`` and return the VMA that now holds the range. Its flags are the caller's to set."""
     case = m.case
-    survivor = m.next if case in (3, 4, 8) else m.prev
+    downwards = case in (NEW_TO_NEXT, TAIL_TO_NEXT, WHOLE_TO_NEXT)
+    survivor = m.next if downwards else m.prev
     assert survivor is not None
+    gone = m.next if case in (NEW_TO_BOTH, WHOLE_TO_BOTH) else None
     middle = m.middle
-    pages = space.pages
-    survivor.flags |= m.flags & VM_MAYBE_GUARD  # flags that may differ stick (VM_STICKY)
 
-    # What the survivor takes over: the range's pages, and in cases 1 and 6 the successor's.
-    if case in (1, 6):
-        gone = m.next
-        assert gone is not None
+    # What the survivor takes over. Flags that may differ stick (VM_STICKY).
+    survivor.flags |= m.flags & VM_MAYBE_GUARD
+    if gone is not None:
         survivor.flags |= gone.flags & VM_MAYBE_GUARD
-        if gone.anon_vma is not None:
-            if survivor.anon_vma is None:
-                clone_chain(survivor, gone)
-            elif survivor.anon_vma is not gone.anon_vma:  # patch 3
-                pages.give(gone.start, gone.end, gone.anon_vma, survivor.anon_vma)
+        _hand_over(gone, survivor, gone.start, gone.end, pages)
     giver = middle if middle is not None else m.source
-    if giver is not None and giver.anon_vma is not None:
-        if survivor.anon_vma is None:
-            clone_chain(survivor, giver)
-        elif survivor.anon_vma is not giver.anon_vma:  # patch 3; what moves is given as it moves
-            pages.give(m.start, m.end, giver.anon_vma, survivor.anon_vma)
+    if giver is not None:  # where an mremap moves to, there are no pages yet: they are given as they move
+        _hand_over(giver, survivor, m.start, m.end, pages)
 
-    end = survivor.end
-    if case in (1, 6):
-        assert m.next is not None
-        end = m.next.end
-        _remove(m.next, space)
-    elif case in (2, 5, 7):
-        end = m.end
-    if case in (6, 7, 8):
-        assert middle is not None
-        _remove(middle, space)
-    elif case == 5:
-        assert middle is not None
-        _move_start(middle, m.end, space)
-    elif case == 4:
-        assert middle is not None
-        middle.end = m.start
-    survivor.end = end
-    if case in (3, 4, 8):
-        _move_start(survivor, m.start, space)
+    # Make room, then extend the survivor.
+    end = m.end
+    if gone is not None:
+        end = gone.end
+        _remove(gone, vmas)
+    if middle is not None:
+        if case == HEAD_TO_PREV:
+            _move_start(middle, m.end, vmas)
+        elif case == TAIL_TO_NEXT:
+            middle.end = m.start
+        else:
+            _remove(middle, vmas)
+    if downwards:
+        _move_start(survivor, m.start, vmas)
+    else:
+        survivor.end = end
     return survivor
 
 
-def _remove(vma: VMA, space: AddressSpace) -> None:
+def _hand_over(giver: VMA, survivor: VMA, start: int, end: int, pages: PageTable) -> None:
+    """Link `survivor` with the anon_vmas of `giver`; if it has its own, patch 3 gives it the pages of the range."""
+    if giver.anon_vma is None:
+        return
+    if survivor.anon_vma is None:
+        clone_chain(survivor, giver)
+    elif survivor.anon_vma is not giver.anon_vma:
+        pages.give(start, end, giver.anon_vma, survivor.anon_vma)
+
+
+def _remove(vma: VMA, vmas: VmaTree) -> None:
     if vma.anon_vma is not None:
         unlink_chain(vma)
-    space.vmas.remove(vma)
+    vmas.remove(vma)
 
 
-def _move_start(vma: VMA, start: int, space: AddressSpace) -> None:
+def _move_start(vma: VMA, start: int, vmas: VmaTree) -> None:
     """Move the lower end of `vma`; its pages keep their offsets."""
     vma.pgoff += (start - vma.start) >> PAGE_SHIFT
-    space.vmas.set_start(vma, start)
+    vmas.set_start(vma, start)

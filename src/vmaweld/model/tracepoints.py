@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from vmaweld.abi import PAGE_SHIFT
+from vmaweld.model.anon_vma import why_shared
 from vmaweld.model.merge import (
+    ANON_VMA,
     ANSWER_NAMES,
     AV_MERGE_DIFFERENT,
     AV_MERGE_FAILED,
     AV_MERGE_SAME,
+    NEW_TO_BOTH,
+    NEW_TO_NEXT,
     OBSTACLE_NAMES,
     SOFT,
+    TAIL_TO_NEXT,
+    WHOLE_TO_BOTH,
+    WHOLE_TO_NEXT,
     MergeState,
 )
 
@@ -56,9 +63,11 @@ class MergeRecord:
         self.prev_obstacles: int = m.prev_obstacles
         self.next_obstacles: int = m.next_obstacles
         self.moved: bool = m.source is not None
-        self.faulted: bool = False
-        self.updated: bool = False
-        self.shared: str = ""
+        self.faulted: bool = m.source is not None and m.anon_vma is not None
+        self.updated: bool = m.updated
+        self.shared: str = m.shared
+        if not m.shared and (m.prev_obstacles | m.next_obstacles) & ANON_VMA:
+            self.shared = why_shared(m.anon_vma)
 
     @property
     def merged(self) -> bool:
@@ -68,7 +77,7 @@ class MergeRecord:
     @property
     def saved(self) -> int:
         """VMAs that the merge saved, against leaving range and neighbours apart."""
-        return 2 if self.case in (1, 6) else 1 if self.case else 0
+        return 2 if self.case in (NEW_TO_BOTH, WHOLE_TO_BOTH) else 1 if self.case else 0
 
     def missed(self) -> list[int]:
         """Addresses of the borders at which only the page offset or the anon_vmas refused a merge.
@@ -81,7 +90,7 @@ class MergeRecord:
         if self.next_obstacles and not self.next_obstacles & ~SOFT:
             borders.append(self.end)
         if self.case and self.both_answer == AV_MERGE_FAILED:  # the one that was asked first was taken
-            borders.append(self.start if self.case in (3, 4, 8) else self.end)
+            borders.append(self.start if self.case in (NEW_TO_NEXT, TAIL_TO_NEXT, WHOLE_TO_NEXT) else self.end)
         return borders
 
     def trace_lines(self) -> list[str]:
@@ -121,8 +130,6 @@ class Tracepoints:
         self.pid: int = 0
         self.call: str = ""
 
-    def merge(self, m: MergeState) -> MergeRecord:
-        """Note the attempt `m` by the event under way."""
-        record = MergeRecord(self.sequence, self.pid, self.call, m)
-        self.records.append(record)
-        return record
+    def merge(self, m: MergeState) -> None:
+        """Note the attempt `m` by the event under way. It has been decided and not been applied yet."""
+        self.records.append(MergeRecord(self.sequence, self.pid, self.call, m))

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vmaweld.abi import PAGE_SHIFT, VM_MAYSHARE
-from vmaweld.model.anon_vma import AnonVma
-
-if TYPE_CHECKING:
-    from vmaweld.model.address_space import AddressSpace
+from vmaweld.model.anon_vma import Linked
+from vmaweld.model.pages import PageTable
 
 
-class VMA:
+class VMA(Linked):
     """The range ``[start, end)`` of one address space.
 
+    page_table: that of its address space, where its anonymous pages are.
     start, end: bytes, page aligned.      flags: ``VM_*``.
     pgoff: ``vm_pgoff``, pages: the offset in the file, or for anonymous memory where the VMA was born.
     file: identity of the open file, "" for anonymous memory.
     close: its file's ``vm_ops`` have ``close``, as System V segments do.
     name, mempolicy, uffd: anonymous name, memory policy as text, userfaultfd context (0 none).
-    anon_vma: where new anonymous pages of this VMA belong; None until the first write fault.
-    chain: all linked anon_vmas, oldest first, its own among them; () while `anon_vma` is None.
+    anon_vma, chain: what it is linked with (`Linked`).
     prev, next: the neighbours in order of address, touching or not.
     """
 
     __slots__ = (
-        "anon_vma",
-        "chain",
         "close",
         "end",
         "file",
@@ -35,15 +29,15 @@ class VMA:
         "name",
         "next",
         "pgoff",
+        "page_table",
         "prev",
-        "space",
         "start",
         "uffd",
     )
 
     def __init__(
         self,
-        space: AddressSpace,
+        page_table: PageTable,
         start: int,
         end: int,
         flags: int,
@@ -54,7 +48,8 @@ class VMA:
         name: str = "",
         close: bool = False,
     ) -> None:
-        self.space: AddressSpace = space
+        super().__init__()
+        self.page_table: PageTable = page_table
         self.start: int = start
         self.end: int = end
         self.flags: int = flags
@@ -64,10 +59,23 @@ class VMA:
         self.uffd: int = uffd
         self.name: str = name
         self.close: bool = close
-        self.anon_vma: AnonVma | None = None
-        self.chain: tuple[AnonVma, ...] = ()
         self.prev: VMA | None = None
         self.next: VMA | None = None
+
+    def duplicate(self, page_table: PageTable) -> VMA:
+        """A VMA of `page_table` that is alike, and linked with no anon_vma yet (``vm_area_dup``)."""
+        return VMA(
+            page_table,
+            self.start,
+            self.end,
+            self.flags,
+            self.pgoff,
+            self.file,
+            self.mempolicy,
+            self.uffd,
+            self.name,
+            self.close,
+        )
 
     @property
     def pages(self) -> int:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from vmaweld.abi import VM_GROWSDOWN
-from vmaweld.model.address_space import AddressSpace, why_shared
+from vmaweld.model.address_space import AddressSpace
+from vmaweld.model.anon_vma import why_shared
 from vmaweld.model.merge import ANON_VMA, PGOFF
 from vmaweld.model.tracepoints import MergeRecord
 from vmaweld.model.vma import VMA

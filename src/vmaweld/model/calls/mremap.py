@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
@@ -23,8 +24,10 @@ from vmaweld.abi import (
     VM_UFFD_ANY,
     page_align_up,
 )
-from vmaweld.model.address_space import AddressSpace, why_shared
-from vmaweld.model.anon_vma import clone_chain, unlink_chain
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
+from vmaweld.model.anon_vma import clone_chain, unlink_chain, why_shared
+from vmaweld.model.calls.mmap import placed
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
 from vmaweld.model.merge import MergeState
@@ -34,79 +37,81 @@ _KNOWN_FLAGS: Final = MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP
 _NAMES_TARGET: Final = MREMAP_FIXED | MREMAP_DONTUNMAP
 
 
-def mremap(
-    space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int, new_addr: int = 0, *, placed: int = 0
-) -> int:
-    """mremap(2). Returns the address of the mapping afterwards.
+class _Mremap(Call):
+    """mremap(2). Returns the address of the mapping afterwards. Raises EINVAL, EFAULT, ENOMEM, EPERM.
 
-    placed: where a recording saw the kernel move the mapping; used where the call leaves that to the kernel.
-    Raises EINVAL, EFAULT, ENOMEM, EPERM.
+    Where the call leaves the new address to the kernel, it is the one that a recording saw.
     """
-    policy = space.machine.policy
-    if flags & ~_KNOWN_FLAGS:
-        raise LinuxError(errno.EINVAL, f"unknown mremap flags {flags:#x}")
-    if addr & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    implies_new = flags & _NAMES_TARGET
-    if implies_new and not flags & MREMAP_MAYMOVE:
-        raise LinuxError(errno.EINVAL, "MREMAP_FIXED and MREMAP_DONTUNMAP need MREMAP_MAYMOVE")
-    old_end_exact = old_length
-    old_length = page_align_up(old_length)
-    if flags & MREMAP_DONTUNMAP:
-        exact_equal = old_end_exact == new_length if not policy.mremap_checks_first else True
-        if not exact_equal or old_length != page_align_up(new_length):
-            raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP cannot resize")
-    new_length = page_align_up(new_length)
-    if not new_length:
-        raise LinuxError(errno.EINVAL, "mremap to length 0")
-    if policy.mremap_checks_first:
-        if new_length > TASK_SIZE:
-            raise LinuxError(errno.EINVAL, "the new length is larger than the address space")
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        policy = space.machine.policy
+        addr = event.addr
+        flags = event.flags
+        new_addr = event.new_addr
+        moved_to = placed(event, event.new_length)
+        if flags & ~_KNOWN_FLAGS:
+            raise LinuxError(errno.EINVAL, f"unknown mremap flags {flags:#x}")
+        if addr & (PAGE_SIZE - 1):
+            raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
+        implies_new = flags & _NAMES_TARGET
+        if implies_new and not flags & MREMAP_MAYMOVE:
+            raise LinuxError(errno.EINVAL, "MREMAP_FIXED and MREMAP_DONTUNMAP need MREMAP_MAYMOVE")
+        old_length = page_align_up(event.length)
+        new_length = page_align_up(event.new_length)
+        if flags & MREMAP_DONTUNMAP:
+            exactly = not policy.mremap_checks_first  # then not even within one page
+            if old_length != new_length or (exactly and event.length != event.new_length):
+                raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP cannot resize")
+        if not new_length:
+            raise LinuxError(errno.EINVAL, "mremap to length 0")
+        if policy.mremap_checks_first:
+            if new_length > TASK_SIZE:
+                raise LinuxError(errno.EINVAL, "the new length is larger than the address space")
+            if implies_new:
+                _check_target(addr, old_length, new_length, new_addr)
+        if policy.mremap_headroom_exact:
+            needed = 5 if flags & MREMAP_DONTUNMAP else 4
+            if space.vmas.count + needed > space.machine.max_map_count:
+                raise LinuxError(errno.ENOMEM, "the move might exceed vm.max_map_count")
+
+        if policy.mremap_moves_many and flags & MREMAP_FIXED and old_length == new_length:
+            return _move_many(space, addr, old_length, flags, new_addr)
+
+        vma = space.vmas.find(addr)
+        found = vma is not None and vma.start <= addr
+        if not found and policy.mremap_needs_vma:
+            raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
         if implies_new:
-            _check_target(addr, old_length, new_length, new_addr)
-    if policy.mremap_headroom_exact:
-        needed = 5 if flags & MREMAP_DONTUNMAP else 4
-        if space.vmas.count + needed > space.machine.max_map_count:
-            raise LinuxError(errno.ENOMEM, "the move might exceed vm.max_map_count")
-
-    if policy.mremap_moves_many and flags & MREMAP_FIXED and old_length == new_length:
-        return _move_many(space, addr, old_length, flags, new_addr)
-
-    vma = space.vmas.find(addr)
-    found = vma is not None and vma.start <= addr
-    if not found and policy.mremap_needs_vma:
-        raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-    if implies_new:
-        return _remap_to(space, addr, old_length, new_length, flags, new_addr, placed)
-    if found and vma is not None and vma.flags & VM_SEALED:
-        raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
-    if old_length >= new_length:
-        if old_length > new_length:
-            space.unmap(addr + new_length, addr + old_length)
-        return addr
-    if not found or vma is None:
-        raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-    _check_resize(vma, addr, old_length, new_length, flags)
-    if vma.end - addr == old_length and _expandable(space, vma, new_length - old_length):
-        locked = vma.flags & VM_LOCKED
-        _grow_in_place(space, vma, new_length - old_length)
-        if locked:
-            populate(space, addr + old_length, addr + new_length, ignore_errors=True)
-        return addr
-    if not flags & MREMAP_MAYMOVE:
-        raise LinuxError(errno.ENOMEM, f"no room to grow at {addr + old_length:#x}")
-    placed = _placed_beside(addr, old_length, new_length, placed)
-    if placed and space.unmap(placed, placed + new_length):
-        vma = _source(space, addr, old_length, new_length, flags)
-    return _move(space, vma, addr, old_length, new_length, placed or space.find_free(new_length), flags)
+            return _remap_to(space, addr, old_length, new_length, flags, new_addr, moved_to)
+        if found and vma is not None and vma.flags & VM_SEALED:
+            raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
+        if old_length >= new_length:
+            if old_length > new_length:
+                space.unmap(addr + new_length, addr + old_length)
+            return addr
+        if not found or vma is None:
+            raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
+        _check_resize(space, vma, addr, old_length, new_length, flags)
+        if vma.end - addr == old_length and _expandable(space, vma, new_length - old_length):
+            locked = vma.flags & VM_LOCKED
+            _grow_in_place(space, vma, new_length - old_length)
+            if locked:
+                populate(space, addr + old_length, addr + new_length, ignore_errors=True)
+            return addr
+        if not flags & MREMAP_MAYMOVE:
+            raise LinuxError(errno.ENOMEM, f"no room to grow at {addr + old_length:#x}")
+        moved_to = _beside(addr, old_length, new_length, moved_to)
+        if moved_to and space.unmap(moved_to, moved_to + new_length):
+            vma = _source(space, addr, old_length, new_length, flags)
+        return _move(space, vma, addr, old_length, new_length, moved_to or space.find_free(new_length), flags)
 
 
-def _placed_beside(addr: int, old_length: int, new_length: int, placed: int) -> int:
-    """`placed`, 0 where it lies in the range that moves: no kernel has answered so (a damaged or invented recording).
+def _beside(addr: int, old_length: int, new_length: int, moved_to: int) -> int:
+    """`moved_to`, 0 where it lies in the range that moves: no kernel has answered so (a damaged or invented recording).
 
     What the model still has elsewhere in the target was unmapped unseen, and has to go.
     """
-    return 0 if placed < addr + old_length and addr < placed + new_length else placed
+    return 0 if moved_to < addr + old_length and addr < moved_to + new_length else moved_to
 
 
 def _check_target(addr: int, old_length: int, new_length: int, new_addr: int) -> None:
@@ -125,18 +130,18 @@ def _source(space: AddressSpace, addr: int, old_length: int, new_length: int, fl
         raise LinuxError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
     if vma.flags & VM_SEALED:
         raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
-    _check_resize(vma, addr, old_length, new_length, flags)
+    _check_resize(space, vma, addr, old_length, new_length, flags)
     return vma
 
 
-def _check_resize(vma: VMA, addr: int, old_length: int, new_length: int, flags: int) -> None:
+def _check_resize(space: AddressSpace, vma: VMA, addr: int, old_length: int, new_length: int, flags: int) -> None:
     """``vma_to_resize``, ``check_prep_vma``."""
     if not old_length and not vma.flags & (VM_SHARED | VM_MAYSHARE):
         raise LinuxError(errno.EINVAL, "only shared memory can be duplicated with old size 0")
     if flags & MREMAP_DONTUNMAP:
         if vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
             raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP of a special mapping")
-        if not vma.space.machine.policy.dontunmap_any and not vma.anonymous:
+        if not space.machine.policy.dontunmap_any and not vma.anonymous:
             raise LinuxError(errno.EINVAL, "MREMAP_DONTUNMAP needs private anonymous memory")
     if old_length > vma.end - addr:
         raise LinuxError(errno.EFAULT, f"the range reaches past its VMA at {vma.end:#x}")
@@ -145,7 +150,7 @@ def _check_resize(vma: VMA, addr: int, old_length: int, new_length: int, flags: 
 
 
 def _remap_to(
-    space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int, new_addr: int, placed: int
+    space: AddressSpace, addr: int, old_length: int, new_length: int, flags: int, new_addr: int, moved_to: int
 ) -> int:
     """``mremap_to``: MREMAP_FIXED unmaps the target, MREMAP_DONTUNMAP leaves the source behind."""
     policy = space.machine.policy
@@ -168,8 +173,8 @@ def _remap_to(
     if flags & MREMAP_FIXED:
         if target < space.machine.min_address:
             raise LinuxError(errno.EPERM, f"{target:#x} lies below vm.mmap_min_addr")
-    elif placed and (placed := _placed_beside(addr, old_length, new_length, placed)):
-        target = placed
+    elif moved_to and (moved_to := _beside(addr, old_length, new_length, moved_to)):
+        target = moved_to
         if space.unmap(target, target + new_length):
             vma = _source(space, addr, old_length, new_length, flags)
     elif not target or not space.fits(target, new_length):
@@ -216,20 +221,7 @@ def _grow_in_place(space: AddressSpace, vma: VMA, delta: int) -> None:
     if not space.machine.policy.merge_after_grow:
         vma.end += delta
         return
-    m = MergeState(
-        vma.end,
-        vma.end + delta,
-        vma.flags,
-        vma.pgoff + vma.pages,
-        vma.file,
-        vma.mempolicy,
-        vma.uffd,
-        vma.name,
-        vma.anon_vma,
-        vma,
-        None,
-        vma.next,
-    )
+    m = MergeState.grown(vma, vma.end + delta)
     if space.merge(m) is None:
         if vma.close and space.machine.policy.close_never_merges:  # 6.0 extends such a VMA without asking
             vma.end += delta
@@ -313,34 +305,22 @@ def _copy(
             next = None
     if vma.uffd and policy.uffd_moves_apart:
         prev = next = None
-    m = MergeState(
-        target,
-        target + length,
-        vma.flags,
-        pgoff,
-        vma.file,
-        vma.mempolicy,
-        vma.uffd,
-        vma.name,
-        vma.anon_vma,
-        prev,
-        None,
-        next,
-        vma,
-    )
-    faulted = vma.anon_vma is not None
+    m = MergeState.moved(vma, target, target + length, pgoff, prev, next)
+    m.updated = relocatable and vma.anon_vma is not None
+    m.shared = shared
     merged = space.merge(m)
-    trace = space.machine.trace
-    if trace is not None:
-        record = trace.records[-1]
-        record.faulted = faulted
-        record.updated = faulted and relocatable
-        if shared:
-            record.shared = shared
     if merged is not None:
         source = merged if merged.start <= addr < merged.end else vma
         return merged, source, merged.pgoff_at(target)
-    new = VMA(space, target, target + length, vma.flags, pgoff, vma.file, vma.mempolicy, vma.uffd, vma.name, vma.close)
+    new = vma.duplicate(space.pages)
+    new.start = target
+    new.end = target + length
+    new.pgoff = pgoff
     clone_chain(new, vma)
     space.vmas.insert(new)
     return new, vma, pgoff
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.MREMAP: _Mremap(),
+}

@@ -1,11 +1,11 @@
-"""mmap, munmap, brk and their kin (``mm/mmap.c``, ``mm/vma.c``)."""
+"""mmap and munmap (``mm/mmap.c``, ``mm/vma.c``)."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     EXECUTE_ONLY_PKEY,
     HUGE_PAGE_SIZE,
@@ -30,7 +30,6 @@ from vmaweld.abi import (
     PROT_EXEC,
     PROT_WRITE,
     TASK_SIZE,
-    VM_ACCESS_FLAGS,
     VM_ACCOUNT,
     VM_DONTDUMP,
     VM_DROPPABLE,
@@ -45,7 +44,6 @@ from vmaweld.abi import (
     VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_PKEY_SHIFT,
-    VM_READ,
     VM_SHARED,
     VM_SPECIAL,
     VM_WIPEONFORK,
@@ -53,20 +51,41 @@ from vmaweld.abi import (
     page_align_down,
     page_align_up,
 )
-from vmaweld.events import READ_ONLY_FILE
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import READ_ONLY_FILE, Event
+from vmaweld.model.address_space import AddressSpace, Call
 from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
 from vmaweld.model.merge import MergeState
 from vmaweld.model.vma import VMA
 from vmaweld.policy import Policy
 
-_MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
 _SHARED_FILE: Final = "/dev/zero (deleted)#"
 """What a shared anonymous mapping maps: a shmem file of its own, so that no two of them merge."""
 
 
-def mmap(
+class _Mmap(Call):
+    """mmap(2). Returns the address. Raises what `do_mmap` raises."""
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        length = event.length
+        return do_mmap(
+            space, event.addr, length, event.prot, event.flags, event.file, event.pgoff, placed=placed(event, length)
+        )
+
+
+def placed(event: Event, length: int) -> int:
+    """The address where a recording saw the kernel put `length` bytes.
+
+    0 where there was none, the call failed, or no kernel can have answered so (a damaged or invented recording).
+    """
+    result = event.result
+    if result is None or result <= 0 or result & (PAGE_SIZE - 1) or result > TASK_SIZE - length:
+        return 0
+    return result
+
+
+def do_mmap(
     space: AddressSpace,
     addr: int,
     length: int,
@@ -79,7 +98,7 @@ def mmap(
     close: bool = False,
     writable: bool = True,
 ) -> int:
-    """mmap(2). Returns the address.
+    """``do_mmap``: map `length` bytes. Returns the address.
 
     file: identity of the open file; "" needs MAP_ANONYMOUS.      pgoff: offset in pages.
     placed: where a recording saw the kernel place the mapping; used where the call leaves the choice to the kernel.
@@ -101,7 +120,7 @@ def mmap(
     if space.vmas.count > space.machine.max_map_count:
         raise LinuxError(errno.ENOMEM, f"{space.vmas.count} VMAs exceed vm.max_map_count")
 
-    vm_flags = (prot & 7) | _MAY_ALL | space.def_flags
+    vm_flags = (prot & 7) | MAY_ALL | space.def_flags
     if prot == PROT_EXEC and space.machine.pkeys:
         vm_flags |= EXECUTE_ONLY_PKEY << VM_PKEY_SHIFT
     if flags & MAP_GROWSDOWN:
@@ -213,135 +232,35 @@ def _map_region(
         vm_flags |= VM_ACCOUNT
     if prev is not None or next is not None:
         # A shared anonymous mapping asks before it has its file, and so meets no equal.
-        next_first = space.machine.policy.mmap_asks_next_first
-        m = MergeState(
-            address, end, vm_flags, pgoff, file, "", 0, "", None, prev, None, next, None, next_first=next_first
-        )
+        m = MergeState.mapped(address, end, vm_flags, pgoff, prev, next)
+        m.file = file
+        m.next_first = space.machine.policy.mmap_asks_next_first
         merged = space.merge(m)
         if merged is not None:
             return merged
-    vma = VMA(space, address, end, vm_flags, pgoff, file, "", 0, "", close)
+    vma = VMA(space.pages, address, end, vm_flags, pgoff, file, "", 0, "", close)
     if vm_flags & VM_LOCKED and vm_flags & VM_SPECIAL:
         vma.flags &= ~VM_LOCKED_MASK
     vmas.insert(vma)
     return vma
 
 
-def munmap(space: AddressSpace, addr: int, length: int) -> int:
+class _Munmap(Call):
     """munmap(2). Returns 0. Raises EINVAL, ENOMEM, EPERM."""
-    if addr & (PAGE_SIZE - 1) or addr > TASK_SIZE or length > TASK_SIZE - addr:
-        raise LinuxError(errno.EINVAL, f"{addr:#x} + {length:#x} is not a range of user pages")
-    end = addr + page_align_up(length)
-    if end == addr:
-        raise LinuxError(errno.EINVAL, "munmap of length 0")
-    space.unmap(addr, end)
-    return 0
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        addr = event.addr
+        length = event.length
+        if addr & (PAGE_SIZE - 1) or addr > TASK_SIZE or length > TASK_SIZE - addr:
+            raise LinuxError(errno.EINVAL, f"{addr:#x} + {length:#x} is not a range of user pages")
+        end = addr + page_align_up(length)
+        if end == addr:
+            raise LinuxError(errno.EINVAL, "munmap of length 0")
+        space.unmap(addr, end)
+        return 0
 
 
-def brk(space: AddressSpace, addr: int) -> int:
-    """brk(2). Returns the break afterwards, which is the old one where the call failed."""
-    if not space.start_brk or addr < space.start_brk:
-        return space.brk
-    new = page_align_up(addr)
-    old = page_align_up(space.brk)
-    if new == old:
-        space.brk = addr
-        return addr
-    if addr <= space.brk:
-        try:
-            space.unmap(new, old)
-        except LinuxError:
-            return space.brk
-        space.brk = addr
-        return addr
-    above = space.vmas.find(old)
-    if above is not None and new + PAGE_SIZE > space.start_gap(above):
-        return space.brk
-    if new > TASK_SIZE or space.vmas.count > space.machine.max_map_count:
-        return space.brk
-    _grow_brk(space, old, new)
-    space.brk = addr
-    if space.def_flags & VM_LOCKED:
-        populate(space, old, new, ignore_errors=True)
-    return addr
-
-
-def _grow_brk(space: AddressSpace, start: int, end: int) -> None:
-    """``do_brk_flags``: extend the heap, or begin a new VMA."""
-    flags = VM_READ | VM_WRITE | _MAY_ALL | VM_ACCOUNT | space.def_flags
-    prev = space.vmas.find_prev(start)
-    next = space.vmas.find(start)
-    only_prev = not space.machine.policy.brk_merges_next
-    if (prev is not None and prev.end == start) or (next is not None and not only_prev):
-        m = MergeState(
-            start, end, flags, start >> PAGE_SHIFT, "", "", 0, "", None, prev, None, next, None, only_prev=only_prev
-        )
-        if space.merge(m) is not None:
-            return
-    space.vmas.insert(VMA(space, start, end, flags, start >> PAGE_SHIFT))
-
-
-def shmat(space: AddressSpace, addr: int, length: int, prot: int, remap: bool, segment: str, *, placed: int = 0) -> int:
-    """shmat(2): attach the `segment` of `length` bytes. Returns the address. Raises EINVAL, ENOMEM.
-
-    remap: SHM_REMAP, replace what is mapped at `addr`; without, that is an error (``do_shmat``).
-    """
-    if addr & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    if not addr and remap:
-        raise LinuxError(errno.EINVAL, "SHM_REMAP needs an address")
-    if addr and not remap and space.vmas.intersection(addr, addr + length) is not None:
-        raise LinuxError(errno.EINVAL, f"something is mapped in {addr:#x}-{addr + length:#x}")
-    flags = MAP_SHARED | (MAP_FIXED if addr else 0)
-    writable = bool(prot & PROT_WRITE)
-    space.machine.last_file += 1  # every attachment opens the segment anew, and so merges with no other
-    file = f"{segment}@{space.machine.last_file}"
-    space.machine.file_pages[file] = page_align_up(length) >> PAGE_SHIFT
-    return mmap(space, addr, length, prot, flags, file, placed=placed, close=True, writable=writable)
-
-
-def shmdt(space: AddressSpace, addr: int) -> int:
-    """shmdt(2): unmap the first piece of the segment attached at `addr`, and those after it within its size.
-
-    Returns 0. Raises EINVAL.
-    """
-    vma = space.vmas.find(addr)
-    file = ""
-    size = TASK_SIZE
-    while vma is not None and (not file or vma.end - addr <= size):
-        following = vma.next
-        if vma.close and (not file or vma.file == file) and vma.start - addr == vma.pgoff << PAGE_SHIFT:
-            file = vma.file
-            size = space.machine.file_pages.get(file, TASK_SIZE) << PAGE_SHIFT
-            with contextlib.suppress(LinuxError):  # a sealed piece stays, and nobody is told
-                space.unmap(vma.start, vma.end)
-        vma = following
-    if not file:
-        raise LinuxError(errno.EINVAL, f"no segment is attached at {addr:#x}")
-    return 0
-
-
-def remap_file_pages(space: AddressSpace, addr: int, length: int, pgoff: int) -> int:
-    """remap_file_pages(2), which since 4.0 is an mmap of the same file over itself. Returns 0. Raises EINVAL, ENOMEM.
-
-    The range may span VMAs of the same file and flags without a hole; what they had by advice is lost.
-    """
-    start = page_align_down(addr)
-    size = page_align_down(length)
-    vma = space.vmas.find(start)
-    if size == 0 or vma is None or vma.start > start or not vma.flags & VM_SHARED or not vma.file:
-        raise LinuxError(errno.EINVAL, f"{start:#x} is not in a shared file mapping")
-    last = vma
-    while last.end < start + size:
-        following = last.next
-        if (
-            following is None
-            or following.start != last.end
-            or following.file != vma.file
-            or following.flags != vma.flags
-        ):
-            raise LinuxError(errno.EINVAL, "the range reaches past the mappings of one file")
-        last = following
-    flags = MAP_SHARED | MAP_FIXED | (MAP_LOCKED if vma.flags & VM_LOCKED else 0)
-    mmap(space, start, size, vma.flags & VM_ACCESS_FLAGS, flags, vma.file, pgoff, close=vma.close)
-    return 0
+CALLS: Final[dict[str, Call]] = {
+    events.MMAP: _Mmap(),
+    events.MUNMAP: _Munmap(),
+}

@@ -1,10 +1,12 @@
-"""madvise and anonymous names (``mm/madvise.c``)."""
+"""madvise: what a program tells of its memory (``mm/madvise.c``)."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import Final
 
+from vmaweld import events
 from vmaweld.abi import (
     HUGE_PAGE_SIZE,
     MADV_COLD,
@@ -49,6 +51,7 @@ from vmaweld.abi import (
     VM_NOHUGEPAGE,
     VM_PFNMAP,
     VM_RAND_READ,
+    VM_READ,
     VM_SEALED,
     VM_SEQ_READ,
     VM_SHARED,
@@ -57,9 +60,9 @@ from vmaweld.abi import (
     VM_WRITE,
     page_align_up,
 )
-from vmaweld.model.address_space import AddressSpace
+from vmaweld.events import Event
+from vmaweld.model.address_space import AddressSpace, Call
 from vmaweld.model.errors import LinuxError
-from vmaweld.model.faults import populate_advice
 from vmaweld.model.vma import VMA
 
 _CLEAR_AND_SET: Final[dict[int, tuple[int, int]]] = {
@@ -113,45 +116,39 @@ def _known(space: AddressSpace, advice: int) -> bool:
     )
 
 
-def madvise(space: AddressSpace, addr: int, length: int, advice: int) -> int:
+class _Madvise(Call):
     """madvise(2). Returns 0. Raises EINVAL, ENOMEM, EACCES, EAGAIN, EPERM.
 
     A hole in the range is ENOMEM after all the rest has been advised; any other failure stops at its VMA.
     """
-    if not _known(space, advice):
-        raise LinuxError(errno.EINVAL, f"unknown advice {advice}")
-    if addr & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    end = addr + page_align_up(length)
-    if end >= 1 << 64:
-        raise LinuxError(errno.EINVAL, "the range wraps around")
-    if end == addr:
+
+    def perform(self, space: AddressSpace, event: Event) -> int:
+        addr = event.addr
+        advice = event.flags
+        if not _known(space, advice):
+            raise LinuxError(errno.EINVAL, f"unknown advice {advice}")
+        if addr & (PAGE_SIZE - 1):
+            raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
+        end = addr + page_align_up(event.length)
+        if end >= 1 << 64:
+            raise LinuxError(errno.EINVAL, "the range wraps around")
+        if end == addr:
+            return 0
+        if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and space.machine.policy.populate_stops_at_hole:
+            _populate(space, addr, end, write=advice == MADV_POPULATE_WRITE)
+            return 0
+        for vma, start, stop in parts(space, addr, end):
+            _advise(space, vma, start, stop, advice)
         return 0
-    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and space.machine.policy.populate_stops_at_hole:
-        return populate_advice(space, addr, end, write=advice == MADV_POPULATE_WRITE)
-    return _walk(space, addr, end, advice, None)
 
 
-_ANON_SHMEM: Final = ("/dev/zero (deleted)", "/memfd:")
-"""What `vma_is_anon_shmem` says yes to: files of tmpfs without a link when they were mapped."""
+def parts(space: AddressSpace, start: int, end: int) -> Iterator[tuple[VMA, int, int]]:
+    """``madvise_walk_vmas``: each VMA of ``[start, end)``, with what of the range lies in it.
 
-
-def set_name(space: AddressSpace, addr: int, length: int, name: str) -> int:
-    """prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME): "" takes the name away. Returns 0. Raises EINVAL, ENOMEM, EBADF."""
-    if not (space.machine.policy.anon_names and space.machine.anon_names):
-        raise LinuxError(errno.EINVAL, "this kernel has no anonymous names")
-    if addr & (PAGE_SIZE - 1):
-        raise LinuxError(errno.EINVAL, f"the address {addr:#x} is not page aligned")
-    end = addr + page_align_up(length)
-    if end == addr:
-        return 0
-    return _walk(space, addr, end, -1, name)
-
-
-def _walk(space: AddressSpace, start: int, end: int, advice: int, name: str | None) -> int:
-    """``madvise_walk_vmas``."""
+    Whoever walks may change that VMA meanwhile. Raises ENOMEM for a hole, after all the rest has been walked.
+    """
     hole = False
-    while True:
+    while start < end:
         vma = space.vmas.find(start)
         if vma is None:
             raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
@@ -161,30 +158,21 @@ def _walk(space: AddressSpace, start: int, end: int, advice: int, name: str | No
             if start >= end:
                 break
         stop = min(vma.end, end)
-        if name is None:
-            vma = _advise(space, vma, start, stop, advice)
-        else:
-            if vma.file and not (space.machine.policy.names_shared_anon and vma.file.startswith(_ANON_SHMEM)):
-                raise LinuxError(errno.EBADF, "only anonymous memory can be named")
-            if vma.name != name:
-                vma = _modify(space, vma, start, stop, vma.flags, name)
-        start = max(stop, vma.end)
-        if start >= end:
-            break
+        yield vma, start, stop
+        start = stop
     if hole:
         raise LinuxError(errno.ENOMEM, "part of the range is not mapped")
-    return 0
 
 
-def _advise(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> VMA:
-    """``madvise_vma_behavior``: one VMA's part of the range. Returns the VMA that holds it afterwards."""
+def _advise(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> None:
+    """``madvise_vma_behavior``: one VMA's part of the range."""
     flags = vma.flags
     if flags & VM_SEALED and advice in _DISCARDS and vma.anonymous and not flags & VM_WRITE:
         raise LinuxError(errno.EPERM, f"the mapping at {vma.start:#x} is sealed")
     change = _CLEAR_AND_SET.get(advice)
     if change is None:
         _act(space, vma, start, end, advice)
-        return vma
+        return
     if advice in (MADV_DOFORK, MADV_DODUMP) and flags & VM_SPECIAL:
         raise LinuxError(errno.EINVAL, "not for a special mapping")
     if advice == MADV_WIPEONFORK and (vma.file or flags & VM_SHARED):
@@ -192,21 +180,18 @@ def _advise(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) ->
     if advice in (MADV_KEEPONFORK, MADV_DODUMP) and flags & VM_DROPPABLE:
         raise LinuxError(errno.EINVAL, "not for droppable memory")
     if advice in (MADV_MERGEABLE, MADV_UNMERGEABLE) and flags & _NOT_FOR_KSM:
-        return vma
+        return
     if advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) and flags & (VM_SPECIAL | VM_HUGETLB) and advice == MADV_HUGEPAGE:
         raise LinuxError(errno.EINVAL, "huge pages are not for this mapping")
-    return _update(space, vma, start, end, (flags & ~change[0]) | change[1])
+    update(space, vma, start, end, (flags & ~change[0]) | change[1], vma.name)
 
 
-def _update(space: AddressSpace, vma: VMA, start: int, end: int, flags: int) -> VMA:
-    """``madvise_update_vma`` where something changes."""
-    return vma if flags == vma.flags else _modify(space, vma, start, end, flags, None)
-
-
-def _modify(space: AddressSpace, vma: VMA, start: int, end: int, flags: int, name: str | None) -> VMA:
-    """`AddressSpace.modify`; a split at the limit is EAGAIN to whoever advises or names."""
+def update(space: AddressSpace, vma: VMA, start: int, end: int, flags: int, name: str) -> None:
+    """``madvise_update_vma``. A split at the limit is EAGAIN to whoever advises or names."""
+    if flags == vma.flags and name == vma.name:
+        return
     try:
-        return space.modify(vma, start, end, flags, name=name)
+        space.modify(vma, start, end, flags, name=name)
     except LinuxError as error:
         raise LinuxError(errno.EAGAIN if space.machine.policy.madvise_eagain else errno.ENOMEM, error.why) from None
 
@@ -219,7 +204,7 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
             raise LinuxError(errno.EINVAL, f"the memory at {start:#x} is locked")
         space.pages.drop(start, end)
     elif advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
-        populate_advice(space, start, end, write=advice == MADV_POPULATE_WRITE)
+        _populate(space, start, end, write=advice == MADV_POPULATE_WRITE)
     elif advice == MADV_FREE:  # the pages stay mapped until memory is short
         if flags & (VM_PFNMAP | VM_LOCKED) or not vma.anonymous:
             raise LinuxError(errno.EINVAL, "only for unlocked anonymous memory")
@@ -250,6 +235,24 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
         space.pages.drop(start, end)
 
 
+def _populate(space: AddressSpace, start: int, end: int, *, write: bool) -> None:
+    """MADV_POPULATE_READ and _WRITE (5.14). Raises ENOMEM at a hole, EINVAL where access is forbidden."""
+    while start < end:
+        vma = space.vmas.find(start)
+        if vma is None or vma.start > start:
+            raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
+        if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
+            raise LinuxError(errno.EINVAL, f"{start:#x} is not {'writable' if write else 'readable'}")
+        stop = min(space.file_end(vma), end)
+        if stop <= start:
+            raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
+        if write:
+            space.write_pages(vma, start, stop)
+        else:
+            space.read_pages(vma, start, stop)
+        start = stop
+
+
 def _collapse(space: AddressSpace, vma: VMA, start: int, end: int) -> None:
     """``madvise_collapse``: each 2 MiB that hold a page become one huge page, exclusive and without holes.
 
@@ -269,3 +272,8 @@ def _collapse(space: AddressSpace, vma: VMA, start: int, end: int) -> None:
             empty = True
     if empty:
         raise LinuxError(errno.EINVAL, "there are no pages to make a huge one of")
+
+
+CALLS: Final[dict[str, Call]] = {
+    events.MADVISE: _Madvise(),
+}
