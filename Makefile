@@ -99,6 +99,8 @@ bench-live: $(READY)  ## Inspecting, welding and real programs on this machine (
 	@echo
 	$(BIN)/python -m benchmarks.weld
 	@echo
+	$(BIN)/python benchmarks/pauses.py
+	@echo
 	$(BIN)/python benchmarks/real_programs.py
 
 .PHONY: plots

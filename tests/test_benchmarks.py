@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import require
+from weld_support import require_other
 
 from vmaweld import build
 
@@ -63,3 +64,13 @@ def test_a_chart_is_well_formed(monkeypatch: pytest.MonkeyPatch) -> None:
     root = ElementTree.fromstring(drawn)
     labels = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a < b", "x & y", "1", "1,000", "one"} <= set(labels)
+
+
+@pytest.mark.live
+def test_pauses_are_measured_for_each_wish() -> None:
+    require_other()
+    require(shutil.which("cc") is not None, "no C compiler")
+    lines = json.loads(run("pauses.py", "--fragments", "300", "--json"))
+    assert [line["wish"] for line in lines][:2] == ["all at once", "--max-pause 5"]
+    assert lines[0]["slices"] == 1
+    assert all(0 < line["median"] <= line["longest"] <= line["total"] for line in lines)

@@ -116,18 +116,20 @@ def test_what_stable_releases_took() -> None:
     assert parse_policy("linux-6.12.112").dontunmap_resets_pgoff
     assert not parse_policy("linux-6.12.112").dontunmap_splits_locked
     assert not parse_policy("linux-6.1.0").dontunmap_resets_pgoff
-    assert parse_policy("linux-5.10.139").fork_reuses_by_degree
-    assert not parse_policy("linux-5.10.140").fork_reuses_by_degree
+    assert parse_policy("linux-5.10.140").fork_reuses_by_degree
+    assert not parse_policy("linux-5.10.141").fork_reuses_by_degree
     assert parse_policy("linux-5.17").fork_reuses_by_degree
 
 
 def test_releases_between_those_that_were_held() -> None:
     """6.6 is neither 6.1 nor 6.12, and 7.0 is not 6.18."""
-    assert parse_policy("linux-6.6").unaccount_unfaulted
+    assert not parse_policy("linux-6.6").unaccount_unfaulted
+    assert not parse_policy("linux-6.6").brk_merges_next
     assert not parse_policy("linux-6.6").close_never_merges
     assert not parse_policy("linux-6.6").uffd_move
     assert parse_policy("linux-6.6").mmap_asks_next_first
-    assert parse_policy("linux-7.0").dontunmap_resets_pgoff
+    assert not parse_policy("linux-7.0").dontunmap_resets_pgoff
+    assert parse_policy("linux-7.3").dontunmap_resets_pgoff
     assert not parse_policy("linux-7.0").mremap_headroom_exact
     assert parse_policy("linux-6.17").mremap_moves_many
     assert not parse_policy("linux-6.16").mremap_moves_many
@@ -138,7 +140,7 @@ def test_releases_between_those_that_were_held() -> None:
 
 def test_what_two_kernels_differ_in() -> None:
     found = {difference.rule.name: difference.first for difference in differences("linux-6.6", "linux-6.1")}
-    assert found["unaccount-unfaulted"]
+    assert found["names-shared-anon"]
     assert not found["close-never-merges"]
     assert "mmap-asks-next-first" not in found
     assert not differences("linux-6.6", "linux-6.6")

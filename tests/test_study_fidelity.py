@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from study_support import write_trace
 
+from vmaweld import comparison
 from vmaweld.abi import VM_DONTDUMP, VM_SOFTDIRTY
 from vmaweld.events import Event
 from vmaweld.model.system import System
@@ -80,11 +81,11 @@ def _same_owner(rows: list[Row]) -> None:
     ("change", "cause"),
     [
         (_other_start, fidelity.LAYOUT),
-        (_other_flags, fidelity.FLAGS),
-        (_other_offset, fidelity.OFFSET),
-        (_no_file, fidelity.FILE),
-        (_not_faulted, fidelity.FAULTED),
-        (_other_chain, fidelity.CHAIN),
+        (_other_flags, comparison.FLAGS),
+        (_other_offset, comparison.OFFSET),
+        (_no_file, comparison.FILE),
+        (_not_faulted, comparison.FAULTED),
+        (_other_chain, comparison.CHAIN),
         (_same_owner, fidelity.OWNER),
     ],
 )

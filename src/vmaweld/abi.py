@@ -152,7 +152,7 @@ VM_SEALED: Final = 1 << 42
 EARLIER_BITS: Final = (
     ((5, 13), (6, 5), 1 << 37, VM_UFFD_MINOR),
     ((6, 6), (6, 14), 1 << 38, VM_UFFD_MINOR),
-    ((6, 10), (6, 15), 1 << 63, VM_SEALED),
+    ((6, 10), (6, 16), 1 << 63, VM_SEALED),
 )
 """Flags that lay elsewhere: (first release, last release, the bit there, the bit today)."""
 

@@ -51,7 +51,6 @@ KERNELS: Final[dict[str, Series]] = {
     "6.11": _ubuntu("noble"),
     "6.12": _debian("trixie-security", "trixie", "bookworm-backports"),
     "6.14": _ubuntu("noble"),
-    "6.17": _ubuntu("noble"),
     "7.0": _ubuntu("noble"),
 }
 """The versions that stay in their archives. All others pass through `NEWER`, one after the other."""

@@ -236,13 +236,16 @@ def _act(space: AddressSpace, vma: VMA, start: int, end: int, advice: int) -> No
             raise LinuxError(errno.EACCES, "only for shared mappings that may be written")
     elif advice in (MADV_GUARD_INSTALL, MADV_GUARD_REMOVE):
         install = advice == MADV_GUARD_INSTALL
-        if flags & (VM_SPECIAL | VM_HUGETLB | (VM_LOCKED if install else 0)):
+        writable_only = not space.machine.policy.guard_any_mapping
+        if flags & (VM_SPECIAL | VM_HUGETLB | (VM_LOCKED if install else 0)) or (
+            writable_only and (not vma.anonymous or not flags & VM_MAYWRITE)
+        ):
             raise LinuxError(errno.EINVAL, "guard pages are not for this mapping")
         if not install:
             return
         if space.machine.policy.guard_flag:
             vma.flags |= VM_MAYBE_GUARD
-        if vma.anonymous:
+        if vma.anonymous or space.machine.policy.guard_needs_anon_vma:
             space.prepare_anon_vma(vma)  # so that fork copies the page tables, markers included
         space.pages.drop(start, end)
 

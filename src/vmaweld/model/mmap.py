@@ -59,6 +59,7 @@ from vmaweld.model.errors import LinuxError
 from vmaweld.model.faults import populate
 from vmaweld.model.merge import MergeState
 from vmaweld.model.vma import VMA
+from vmaweld.policy import Policy
 
 _MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
 _SHARED_FILE: Final = "/dev/zero (deleted)#"
@@ -107,8 +108,8 @@ def mmap(
         vm_flags |= VM_GROWSDOWN
     if flags & MAP_LOCKED:
         vm_flags |= VM_LOCKED
-    if flags & MAP_STACK:  # since 6.7 a hint against huge pages; glibc's thread stacks carry it
-        vm_flags |= VM_NOHUGEPAGE if space.machine.policy.thp_aligned_mmap else 0
+    if flags & MAP_STACK:
+        vm_flags |= VM_NOHUGEPAGE if space.machine.policy.map_stack_no_huge_pages else 0
     shared_anonymous = not file and flags & MAP_TYPE in (MAP_SHARED, MAP_SHARED_VALIDATE)
     address = _place(space, addr, length, flags, bool(file) or bool(shared_anonymous), placed)
     if flags & MAP_FIXED_NOREPLACE and space.vmas.intersection(address, address + length) is not None:
@@ -131,6 +132,13 @@ def mmap(
     return address
 
 
+def _takes_huge_pages(policy: Policy, length: int) -> bool:
+    """Whether anonymous memory of that length is placed for huge pages."""
+    if not policy.thp_aligned_mmap or length < HUGE_PAGE_SIZE:
+        return False
+    return not policy.thp_aligns_multiples or not length % HUGE_PAGE_SIZE
+
+
 def _place(space: AddressSpace, addr: int, length: int, flags: int, shmem_or_file: bool, placed: int) -> int:
     """``get_unmapped_area``: where the mapping goes. Raises EINVAL, ENOMEM."""
     if flags & MAP_FIXED:
@@ -145,7 +153,7 @@ def _place(space: AddressSpace, addr: int, length: int, flags: int, shmem_or_fil
         return placed
     if addr and space.fits(addr, length):
         return addr
-    if space.machine.policy.thp_aligned_mmap and not shmem_or_file and not length % HUGE_PAGE_SIZE:
+    if not shmem_or_file and _takes_huge_pages(space.machine.policy, length):
         # thp_get_unmapped_area: a gap with 2 MiB to spare, and in it the lowest aligned place, or the next above.
         try:
             address = space.find_free(length + HUGE_PAGE_SIZE)

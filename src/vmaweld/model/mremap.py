@@ -259,6 +259,8 @@ def _move(space: AddressSpace, vma: VMA, addr: int, old_length: int, new_length:
         new.flags &= ~VM_UFFD_ANY
     if dontunmap:
         source.flags &= ~VM_LOCKED_MASK
+        if policy.dontunmap_unaccounts:
+            source.flags &= ~VM_ACCOUNT
         inside = source.start < addr and addr + old_length < source.end
         above = source.next
         if policy.dontunmap_accounts_next and inside and source is not new and source.flags & VM_ACCOUNT and above:
@@ -309,6 +311,8 @@ def _copy(
             prev = None
         if next is vma or (beside and policy.dontunmap_skips_merge):
             next = None
+    if vma.uffd and policy.uffd_moves_apart:
+        prev = next = None
     m = MergeState(
         target,
         target + length,

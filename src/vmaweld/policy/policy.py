@@ -23,15 +23,19 @@ class Policy:
     dontunmap_resets_pgoff: bool
     dontunmap_skips_merge: bool
     dontunmap_splits_locked: bool
+    dontunmap_unaccounts: bool
     dontunmap_unlinks: bool
     droppable: bool
     fork_reuses_by_degree: bool
+    guard_any_mapping: bool
     guard_flag: bool
+    guard_needs_anon_vma: bool
     madv_collapse: bool
     madv_dontneed_locked: bool
     madv_guard: bool
     madv_populate: bool
     madvise_eagain: bool
+    map_stack_no_huge_pages: bool
     merge_after_grow: bool
     merge_anon_vmas: bool
     mmap_asks_next_first: bool
@@ -47,7 +51,9 @@ class Policy:
     shared_uffd_wp: bool
     stack_gap_stays: bool
     thp_aligned_mmap: bool
+    thp_aligns_multiples: bool
     uffd_move: bool
+    uffd_moves_apart: bool
     uffd_unregister_own: bool
     unaccount_unfaulted: bool
     unfaulted_takes_faulted: bool

@@ -86,7 +86,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "merge-after-grow",
         "mremap that grows a VMA in place merges it with the VMA that it comes to touch (from a later version of the "
         "series).",
-        since=Release(6, 0),
+        since=Release(6, 1),
         commit="ca3d76b0aa80",
     ),
     Rule(
@@ -95,7 +95,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "apart.",
         until=Release(6, 0),
         ended="2555283eb40d",
-        dropped=(Release(5, 10, 140), Release(5, 19, 7)),
+        dropped=(Release(5, 10, 141), Release(5, 15, 65), Release(5, 19, 7)),
     ),
     Rule(
         "brk-merges-next",
@@ -110,6 +110,7 @@ RULES: Final[tuple[Rule, ...]] = (
         since=Release(6, 1),
         until=Release(6, 12),
         ended="cacded5e42b9",
+        commit="4dd1b84140c1",
     ),
     Rule(
         "close-never-merges",
@@ -133,6 +134,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "mremap-checks-first",
         "mremap checks its addresses before it looks for the VMA, so EINVAL comes before EFAULT.",
         since=Release(6, 17),
+        commit="3215eaceca87",
     ),
     Rule(
         "dontunmap-any",
@@ -143,20 +145,23 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "dontunmap-resets-pgoff",
         "A VMA emptied by MREMAP_DONTUNMAP takes the page offset of its address.",
-        since=Release(7, 0),
-        taken=(Release(6, 1, 191), Release(6, 12, 112)),
+        since=Release(7, 3),
+        taken=(Release(6, 1, 191), Release(6, 12, 112), Release(7, 2, 6)),
+        commit="35b0fb391b0d",
     ),
     Rule(
         "dontunmap-splits-locked",
         "MREMAP_DONTUNMAP of part of an mlocked VMA unlocks that part alone. Earlier kernels unlock all of the VMA.",
-        since=Release(7, 1),
-        taken=(Release(6, 1, 191), Release(6, 12, 114)),
+        since=Release(7, 3),
+        taken=(Release(6, 1, 191), Release(6, 12, 114), Release(7, 2, 11)),
+        commit="597e4b9ab48a",
     ),
     Rule(
         "dontunmap-keeps-two",
         "MREMAP_DONTUNMAP never merges the target with its own source.",
-        since=Release(6, 19),
-        taken=(Release(6, 1, 191), Release(6, 12, 114)),
+        since=Release(7, 3),
+        taken=(Release(6, 1, 191), Release(6, 12, 114), Release(7, 2, 11)),
+        commit="838bb60dc215",
     ),
     Rule(
         "dontunmap-skips-merge",
@@ -168,13 +173,33 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "unaccount-unfaulted",
         "mprotect takes VM_ACCOUNT away from an unfaulted anonymous VMA that it makes unwritable.",
-        since=Release(6, 5),
+        since=Release(6, 7),
+        commit="9b9143298585",
     ),
     Rule(
         "thp-aligned-mmap",
-        "Anonymous mappings that are a multiple of 2 MiB are placed at a multiple of 2 MiB.",
+        "Anonymous mappings of 2 MiB or more are placed at a multiple of 2 MiB.",
         since=Release(6, 7),
         commit="efa7df3e3bb5",
+    ),
+    Rule(
+        "thp-aligns-multiples",
+        "Only mappings that are a multiple of 2 MiB are placed so.",
+        since=Release(6, 12),
+        commit="d4148aeab412",
+        taken=(Release(6, 11, 7),),
+    ),
+    Rule(
+        "map-stack-no-huge-pages",
+        "MAP_STACK sets VM_NOHUGEPAGE, so glibc's thread stacks do not merge with other memory.",
+        since=Release(6, 7),
+    ),
+    Rule(
+        "dontunmap-unaccounts",
+        "MREMAP_DONTUNMAP takes VM_ACCOUNT, by mistake, from the VMA that it empties. Seen in 6.16.12, and neither in "
+        "6.12 nor in 6.17.13; it may have begun with the mremap of 6.15.",
+        since=Release(6, 15),
+        until=Release(6, 17),
     ),
     Rule(
         "mremap-headroom-exact",
@@ -204,7 +229,22 @@ RULES: Final[tuple[Rule, ...]] = (
         "guard-flag",
         "MADV_GUARD_INSTALL sets VM_MAYBE_GUARD, which sticks to merged VMAs and never hinders a merge.",
         since=Release(6, 19),
-        taken=(Release(6, 18, 44),),
+        taken=(Release(6, 18, 37),),
+        commit="64212ba02e66",
+    ),
+    Rule(
+        "guard-any-mapping",
+        "MADV_GUARD_INSTALL takes mappings of files and memory that can never be written to. Earlier kernels take "
+        "anonymous memory only that may be written to.",
+        since=Release(6, 15),
+    ),
+    Rule(
+        "guard-needs-anon-vma",
+        "MADV_GUARD_INSTALL gives every VMA an anon_vma, so that fork copies the markers. Where the guard flag tells "
+        "fork, only anonymous memory gets one.",
+        since=Release(6, 13),
+        until=Release(6, 19),
+        dropped=(Release(6, 18, 37),),
     ),
     Rule(
         "madvise-eagain",
@@ -236,12 +276,14 @@ RULES: Final[tuple[Rule, ...]] = (
         "uffd-unregister-own",
         "A userfaultfd cannot unregister what another one has registered.",
         since=Release(6, 17),
+        commit="23ec90eb122f",
     ),
     Rule(
         "populate-stops-at-hole",
         "MADV_POPULATE_* end with ENOMEM at a hole. Earlier kernels go on behind it, as other advice does.",
         since=Release(6, 9),
         commit="631426ba1d45",
+        taken=(Release(6, 8, 8),),
     ),
     Rule(
         "mremap-needs-vma",
@@ -252,18 +294,20 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "dontunmap-unlinks",
         "A VMA emptied by MREMAP_DONTUNMAP loses its anon_vma.",
-        since=Release(5, 13),
-        commit="ee8ab1903e3d",
+        since=Release(5, 12),
+        commit="1583aa278f5f",
     ),
     Rule(
         "dontunmap-accounts-next",
         "MREMAP_DONTUNMAP of the middle of an accounted VMA sets VM_ACCOUNT, by mistake, on the VMA above it.",
         until=Release(5, 13),
+        ended="fdbef6149135",
     ),
     Rule(
         "onfault-checks-access",
         "mlock2(MLOCK_ONFAULT) of memory without access is ENOMEM. Later kernels do not even look at its pages.",
         until=Release(5, 18),
+        ended="b67bf49ce7aa",
     ),
     Rule(
         "stack-gap-stays",
@@ -277,7 +321,14 @@ RULES: Final[tuple[Rule, ...]] = (
         "MADV_REMOVE takes only shared mappings that are writable. Later kernels take those too that may become so.",
         until=Release(6, 7),
         ended="e8e17ee90eaf",
-        dropped=(Release(5, 10, 241), Release(6, 1, 149)),
+        dropped=(Release(5, 10, 241), Release(6, 1, 149), Release(6, 6, 103)),
+    ),
+    Rule(
+        "uffd-moves-apart",
+        "A VMA watched by a userfaultfd that does not ask for remap events merges with none where mremap moves it, for "
+        "it leaves the userfaultfd then.",
+        since=NEVER,
+        taken=(Release(6, 12, 118), Release(7, 3, 4)),
     ),
     Rule("uffd-move", "UFFDIO_MOVE exists.", since=Release(6, 8), commit="adef440691ba"),
 )

@@ -14,23 +14,17 @@ from dataclasses import dataclass, field
 from os.path import basename
 from typing import Final
 
-from vmaweld.abi import VM_EXEC, VM_MAYSHARE, VM_READ, VM_SOFTDIRTY, VM_WRITE, flag_names
+from vmaweld.comparison import Names, row_difference
 from vmaweld.events import Event
 from vmaweld.policy import Policy, policy_for_release
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.study.replay import Lane, Replayer
 from vmaweld.trace.store import Trace
 
-_VISIBLE: Final = VM_READ | VM_WRITE | VM_EXEC | VM_MAYSHARE
 _PROGRESS_EVERY: Final = 2000
 
-# Causes: what is not the model's in a row.
+# Causes: what is not the model's in a row, beside those of `comparison`.
 LAYOUT: Final = "borders"
-FLAGS: Final = "flags"
-OFFSET: Final = "page offset"
-FILE: Final = "file"
-FAULTED: Final = "anon_vma present"
-CHAIN: Final = "chain"
 OWNER: Final = "anon_vma identity"
 PROCESS: Final = "process"
 
@@ -79,24 +73,10 @@ class Fidelity:
         return Counter(row.cause for row in self.inexact)
 
 
-class _Names:
-    """A one-to-one renaming, built as pairs are met."""
-
-    __slots__ = ("_back", "_there")
-
-    def __init__(self) -> None:
-        self._there: dict[int, int] = {}
-        self._back: dict[int, int] = {}
-
-    def same(self, ours: int, theirs: int) -> bool:
-        """True if `ours` may be called `theirs` without contradicting an earlier pair."""
-        return self._there.setdefault(ours, theirs) == theirs and self._back.setdefault(theirs, ours) == ours
-
-
 def compare(model: Snapshot, true: Snapshot) -> list[tuple[Row, str, str]]:
     """The rows that differ as (row, cause, text): true rows, and the model's where the kernel has nothing at all."""
     by_start = {row.start: row for row in model.rows}
-    names = _Names()
+    names = Names()
     found: list[tuple[Row, str, str]] = []
     for theirs in true.rows:
         ours = by_start.get(theirs.start)
@@ -105,7 +85,7 @@ def compare(model: Snapshot, true: Snapshot) -> list[tuple[Row, str, str]]:
             text = "; ".join(map(repr, here[:3])) + (f"; {len(here) - 3} more" if len(here) > 3 else "")
             found.append((theirs, LAYOUT, f"model: {text or 'nothing'}"))
             continue
-        difference = _difference(ours, theirs, exact=true.flags_exact)
+        difference = row_difference(ours, theirs, exact=true.flags_exact)
         if difference is None and ours.anon_vma and theirs.anon_vma and not names.same(ours.anon_vma, theirs.anon_vma):
             difference = OWNER, f"model: anon_vma {ours.anon_vma}, which is another one elsewhere"
         if difference is not None:
@@ -117,23 +97,6 @@ def compare(model: Snapshot, true: Snapshot) -> list[tuple[Row, str, str]]:
         if position == len(true.rows) or true.rows[position].start >= ours.end:
             found.append((ours, LAYOUT, "only in the model"))
     return found
-
-
-def _difference(ours: Row, theirs: Row, *, exact: bool) -> tuple[str, str] | None:
-    changed = (ours.flags ^ theirs.flags) & (~VM_SOFTDIRTY if exact else _VISIBLE)
-    if changed:
-        only_ours = " ".join(flag_names(ours.flags & changed)) or "nothing"
-        only_theirs = " ".join(flag_names(theirs.flags & changed)) or "nothing"
-        return FLAGS, f"only the model: {only_ours}; only the kernel: {only_theirs}"
-    if theirs.pgoff is not None and ours.pgoff != theirs.pgoff:
-        return OFFSET, f"model: {ours.pgoff:#x}"
-    if bool(ours.file) != bool(theirs.file):
-        return FILE, f"model: {ours.file or 'none'}"
-    if theirs.anon_vma is not None and bool(ours.anon_vma) != bool(theirs.anon_vma):
-        return FAULTED, "only the model has an anon_vma" if ours.anon_vma else "only the kernel has an anon_vma"
-    if theirs.chain is not None and (ours.chain or 0) != theirs.chain:
-        return CHAIN, f"chain of {ours.chain} in the model, of {theirs.chain} in the kernel"
-    return None
 
 
 def check(
