@@ -113,7 +113,7 @@ verify-long: $(READY)  ## A million random events on the model and on the runnin
 
 .PHONY: verify-guests
 verify-guests: $(READY)  ## 50,000 random events each on other kernels in virtual machines
-	for kernel in 5.10 6.1 6.12 7.2; do $(BIN)/vmaweld verify --guest $$kernel --events 50000 || exit; done
+	for kernel in 5.10 6.1 6.12 6.16 6.17 7.2 7.3; do $(BIN)/vmaweld verify --guest $$kernel --events 50000 || exit; done
 
 .PHONY: weld-guests
 weld-guests: $(READY)  ## 1,000 random welds each on other kernels in virtual machines

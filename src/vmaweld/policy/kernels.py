@@ -7,7 +7,7 @@ from vmaweld.policy.policy import Policy
 from vmaweld.policy.release import NEWEST_PATCH, SERIES, Release, release_numbers
 from vmaweld.policy.rules import RULES, Rule
 
-HELD: Final[tuple[tuple[int, int], ...]] = ((5, 10), (6, 1), (6, 12), (6, 18), (7, 2))
+HELD: Final[tuple[tuple[int, int], ...]] = ((5, 10), (6, 1), (6, 12), (6, 16), (6, 17), (6, 18), (7, 2), (7, 3))
 """The series that were held against a real kernel of that series with `vmaweld verify`."""
 
 KERNELS: Final[tuple[str, ...]] = (
