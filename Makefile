@@ -47,9 +47,10 @@ study: $(READY)  ## Record examples/growing_buffers.py and say what merges
 	@$(BIN)/vmaweld study --or-sample growing-buffers -- $(BIN)/python examples/growing_buffers.py
 
 .PHONY: lint
-lint: $(READY)  ## ruff and mypy --strict
+lint: $(READY)  ## ruff, the arrows between the rooms, mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 .PHONY: test
@@ -151,5 +152,5 @@ wheel: $(READY)  ## Build the wheel that users install, into dist/
 
 .PHONY: clean
 clean:  ## Remove everything that the other targets have made
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks src/*.egg-info
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .benchmarks src/*.egg-info
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -234,6 +234,8 @@ def test_snapshots_lie_where_nothing_happens(tmp_path: Path) -> None:
     positions = [taken.position for taken in trace.snapshots()]
     assert positions == sorted(positions)
     assert positions[-1] == len(trace) - 1  # all but the exit has happened
+    before_the_first = {event.op for event, _ in zip(trace.events(), range(positions[0]), strict=False)}
+    assert before_the_first <= {"exec", "place", "write"}  # what exec itself does, the arguments on the stack included
     rows = [len(taken.snapshot.rows) for taken in trace.snapshots()]
     assert rows[-1] > rows[0]
 

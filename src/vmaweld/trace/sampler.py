@@ -66,10 +66,15 @@ class Sampler:
         return sorted(self._samples, key=lambda sample: sample.end)
 
     def take(self, pid: int) -> None:
-        """Take one now, beyond the schedule: `pid` stands still. Its other threads get a moment to be gone."""
+        """Take one now, beyond the schedule: `pid` stands still. Its other threads get a moment to be gone.
+
+        The last event of `pid` may be only microseconds old. The margin passes before the window begins, so that no
+        such snapshot is dropped for having come too soon.
+        """
         deadline = time.monotonic() + 0.05
         while _threads(pid) > 1 and time.monotonic() < deadline:
             time.sleep(0.001)
+        time.sleep(MARGIN / 1e9)
         self._take(pid)
 
     def _take(self, pid: int) -> bool:
