@@ -22,7 +22,7 @@ from setuptools import setup
 COMPILED = [
     *(f"src/vmaweld/{name}.py" for name in ("abi", "events", "snapshot", "policy", "seams")),
     *(f"src/vmaweld/study/{name}.py" for name in ("replay", "missed", "timeline", "tally")),
-    "src/vmaweld/kernel/bpf_records.py",
+    "src/vmaweld/kernel/bpf/records.py",
     *(f"src/vmaweld/inspect/{name}.py" for name in ("collect", "kinds", "obstacles", "report")),
     *sorted(path for path in glob("src/vmaweld/model/**/*.py", recursive=True) if Path(path).name != "__init__.py"),
 ]

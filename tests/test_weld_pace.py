@@ -9,7 +9,8 @@ from weld_races import A_PIECE, SLICES
 from weld_support import Target, open_seams, require_other
 
 from vmaweld.cli.weld_command import _tell_report
-from vmaweld.kernel import bpf, pagemap
+from vmaweld.kernel import pagemap
+from vmaweld.kernel.bpf import iterator
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import plan, remote
 from vmaweld.welding.pace import Pace
@@ -119,7 +120,7 @@ def test_a_large_process_is_not_looked_at_as_a_whole_in_a_short_pause(
 ) -> None:
     """Where no VMA has come or gone since the plan, a slice reads one piece of a walk: `source.Source.again`."""
     require_other()
-    require(*bpf.available())
+    require(*iterator.available())
     walks: list[bool] = []
     take = Source.take
 
@@ -142,7 +143,7 @@ def test_a_large_process_is_not_looked_at_as_a_whole_in_a_short_pause(
 def test_a_page_that_comes_between_plan_and_slice_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault takes no write lock: what had no anon_vma, and was to be written to and dropped, may hold data now."""
     require_other()
-    require(*bpf.available())
+    require(*iterator.available())
     stand_still = remote._Weld._standstill
     with Target() as target:
         start, end = target.build(1000, 2, "quiet hollow")

@@ -50,8 +50,11 @@ from vmaweld.abi import (
     page_align_up,
 )
 from vmaweld.events import Event
-from vmaweld.kernel import bpf, bpf_program, bpf_records, procfs, syscalls
 from vmaweld.kernel import executor_child as child
+from vmaweld.kernel import procfs, syscalls
+from vmaweld.kernel.bpf import iterator
+from vmaweld.kernel.bpf import program as bpf_program
+from vmaweld.kernel.bpf import records as bpf_records
 from vmaweld.kernel.errors import KernelError
 from vmaweld.policy import release_numbers
 from vmaweld.snapshot import Row, Snapshot
@@ -117,10 +120,10 @@ class Executor:
         self._files: dict[str, int] = {}
         self._names: dict[tuple[int, int], str] = {}
         self._segments: dict[tuple[str, int], int] = {}
-        self._program: bpf.Program | None = None
+        self._program: iterator.Program | None = None
         if exact is not False:
             try:
-                self._program = bpf.Program(low, high, bpf_program.READER)
+                self._program = iterator.Program(low, high, bpf_program.READER)
             except KernelError:
                 if exact:
                     raise
