@@ -141,7 +141,7 @@ def _tell(outcome: Outcome, low: int, as_test_name: str | None, as_json: bool) -
 
 def _verify_guest(version: str, events: int, seed: int, seconds: float, policy_name: str | None, as_json: bool) -> None:
     """The same verification inside a guest; what it prints and its exit status are ours."""
-    from vmaweld.kernel.guest import Guest, GuestError
+    from vmaweld.guests.guest import Guest, GuestError
 
     out = console(stderr=True)
 

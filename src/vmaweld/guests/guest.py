@@ -8,7 +8,7 @@ The guest sees the host's files read-only through 9p, under an overlay in its me
 same installation of Python and of this package runs in it. What the command writes into the directory `OUTPUT` (in the
 environment as VMAWELD_OUTPUT) lies in `output` on the host afterwards.
 
-The initial RAM disk holds a copy of this Python with the few modules that `guest_init` imports; nothing else is needed
+The initial RAM disk holds a copy of this Python with the few modules that `init` imports; nothing else is needed
 on the host but QEMU. TCG emulates the processor: slow, but it works wherever QEMU does.
 """
 
@@ -26,9 +26,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from vmaweld.kernel import guest_init
-from vmaweld.kernel.guest_archive import GuestError
-from vmaweld.kernel.guest_image import Image, cached, fetch
+from vmaweld.guests import init as guest_init
+from vmaweld.guests.archive import GuestError
+from vmaweld.guests.image import Image, cached, fetch
 from vmaweld.scratch import Scratch
 
 __all__ = ["OUTPUT", "Finished", "Guest", "GuestError", "available"]
@@ -81,7 +81,7 @@ def available(version: str) -> tuple[bool, str]:
 class Guest:
     """A kernel to run commands under.
 
-    version: of `guest_archive.KERNELS`, or whatever newer one the Debian archive holds; its newest image is used.
+    version: of `archive.KERNELS`, or whatever newer one the Debian archive holds; its newest image is used.
     memory: MiB. options: more for the kernel's command line. progress: told in a line what takes time.
     Raises GuestError where QEMU or the image cannot be had.
     """
@@ -228,7 +228,7 @@ def _last_line(text: str) -> str:
 
 
 def _ramdisk(image: Image, told: Mapping[str, object]) -> bytes:
-    """A cpio archive ("newc") with Python, its libraries, the modules, `guest_init` as /init and /guest.json."""
+    """A cpio archive ("newc") with Python, its libraries, the modules, `init` as /init and /guest.json."""
     python = os.path.realpath(sys.executable)
     init = Path(guest_init.__file__).read_bytes()
     listed = subprocess.run(
