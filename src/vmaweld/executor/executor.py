@@ -1,6 +1,6 @@
 """Events performed for real: a sacrificial process, and its own children, that do to memory what they are told.
 
-The processes live in an interpreter of their own (`executor_child`), apart from the caller: they may crash, be killed
+The processes live in an interpreter of their own (`child`), apart from the caller: they may crash, be killed
 or hang, and the caller gets an `ExecutorError`. All they do lies in the arena, a range of addresses that is free in
 every process; the rest of their address space is filled up, so that a mapping whose address the kernel may choose lands
 in the arena as well, from its upper end downwards, just as below an ``mmap_base`` of that address.
@@ -50,7 +50,7 @@ from vmaweld.abi import (
     page_align_up,
 )
 from vmaweld.events import Event
-from vmaweld.kernel import executor_child as child
+from vmaweld.executor import child
 from vmaweld.kernel import procfs, syscalls
 from vmaweld.kernel.bpf import iterator
 from vmaweld.kernel.bpf import program as bpf_program
