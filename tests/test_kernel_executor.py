@@ -16,7 +16,9 @@ from conftest import require
 from vmaweld import abi
 from vmaweld.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PAGE_SIZE
 from vmaweld.events import Event
-from vmaweld.executor.executor import ARENA_LOW, ARENA_SIZE, FILES, Executor, ExecutorError
+from vmaweld.executor.arena import ARENA_LOW, ARENA_SIZE, FILES
+from vmaweld.executor.executor import Executor
+from vmaweld.executor.process import ExecutorError
 from vmaweld.kernel import procfs, snapshots, userfaultfd
 
 LOW = ARENA_LOW
