@@ -10,7 +10,8 @@ import pytest
 from terminal_support import Terminal
 
 from vmaweld.kernel import snapshots
-from vmaweld.trace import capabilities, perf
+from vmaweld.trace import capabilities
+from vmaweld.trace.recorders import perf
 
 
 def run(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -14,14 +14,14 @@ from study_support import write_trace
 from weld_support import Target, require_other, vmas
 
 from vmaweld.study.scenarios import SCENARIOS
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 from vmaweld.trace.store import open_trace
 
 INTERRUPTED = 130
 WORKS = {"perf": perf.available(), "strace": strace.available()}
 CONVERTING = {
-    "perf": "vmaweld.trace.perf:PerfRecorder.convert",
-    "strace": "vmaweld.trace.strace:StraceRecorder.convert",
+    "perf": "vmaweld.trace.recorders.perf:PerfRecorder.convert",
+    "strace": "vmaweld.trace.recorders.strace:StraceRecorder.convert",
 }
 RUNNING = {
     "replay": (("replay", "run.trace"), "vmaweld.cli.replay_command:replay"),
@@ -37,7 +37,7 @@ RUNNING = {
     "verify, before it begins": (("verify",), "vmaweld.verify.run:make_bench"),
     "explain": (("explain", "mremap-back"), "vmaweld.cli.explain_command:explain"),
     "doctor": (("doctor",), "vmaweld.cli.doctor_command:examine"),
-    "record, before it begins": (("record", "true"), "vmaweld.trace.recorder:choose"),
+    "record, before it begins": (("record", "true"), "vmaweld.trace.recording:choose"),
 }
 
 

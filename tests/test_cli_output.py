@@ -15,7 +15,7 @@ from conftest import require
 from study_support import write_trace
 
 from vmaweld.study.scenarios import SCENARIOS
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 from vmaweld.trace.store import open_trace
 
 RECORDERS = ("perf", "strace")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import require
 
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 from vmaweld.trace.store import open_trace
 
 VMAWELD = (sys.executable, "-c", "from vmaweld.cli import main; main()")

@@ -24,7 +24,7 @@ from weld_support import require_other
 
 from vmaweld.cli import COMMANDS
 from vmaweld.study.scenarios import SCENARIOS
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 
 pytestmark = pytest.mark.live
 TIMEOUT = 300  # for a machine that does other things too

@@ -18,7 +18,7 @@ from vmaweld.events import Event
 from vmaweld.model.system import System
 from vmaweld.policy import parse_policy
 from vmaweld.study.scenarios import SCENARIOS
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 
 VMAWELD = (sys.executable, "-c", "from vmaweld.cli import main; main()")
 DOCS = Path(__file__).parents[1] / "docs"

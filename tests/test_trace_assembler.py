@@ -7,7 +7,7 @@ import pytest
 
 from vmaweld import abi
 from vmaweld.events import READ_ONLY_FILE, Event
-from vmaweld.trace.assembler import Assembler, settle
+from vmaweld.trace.assembly.assembler import Assembler, settle
 
 ROOT = 100
 PAGE = 4096

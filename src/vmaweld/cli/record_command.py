@@ -11,8 +11,8 @@ import click
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from vmaweld.cli.common import INTERRUPTED, OUTPUT, UNSUPPORTED, USAGE, console, fail
-from vmaweld.trace.perf import RecorderError
-from vmaweld.trace.recorder import RECORDERS, CommandError, Recording, record
+from vmaweld.trace.recorders.perf import RecorderError
+from vmaweld.trace.recording import RECORDERS, CommandError, Recording, record
 from vmaweld.words import count_text
 
 EXAMPLES = """\b

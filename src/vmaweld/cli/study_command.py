@@ -18,8 +18,8 @@ from vmaweld.scratch import Scratch
 from vmaweld.study.as_json import answer_data
 from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
 from vmaweld.study.text import print_answer
-from vmaweld.trace.perf import RecorderError
-from vmaweld.trace.recorder import RECORDERS, choose
+from vmaweld.trace.recorders.perf import RecorderError
+from vmaweld.trace.recording import RECORDERS, choose
 from vmaweld.trace.samples import open_sample, sample_names
 from vmaweld.trace.store import Trace, TraceError, open_trace
 

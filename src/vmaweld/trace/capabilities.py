@@ -15,7 +15,7 @@ from typing import Any
 from vmaweld import __version__, build
 from vmaweld.kernel import ptrace, snapshots, syscalls
 from vmaweld.kernel.userfaultfd import FEATURE_MOVE, Userfaultfd
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 
 
 @dataclass(slots=True, frozen=True)

@@ -19,10 +19,11 @@ from typing import Final
 from vmaweld import abi
 from vmaweld.kernel import snapshots
 from vmaweld.kernel.errors import KernelError
-from vmaweld.trace import open_files, perf_data
-from vmaweld.trace.assembler import SPECIAL_FLAGS, Assembler
+from vmaweld.trace.assembly import open_files
+from vmaweld.trace.assembly.assembler import SPECIAL_FLAGS, Assembler
 from vmaweld.trace.calls import NUMBERS, TASK_NUMBERS, UNSEEN_NUMBERS
 from vmaweld.trace.progress import Progress
+from vmaweld.trace.recorders import perf_data
 from vmaweld.trace.sampler import MARGIN, Sample
 from vmaweld.trace.store import TraceWriter
 

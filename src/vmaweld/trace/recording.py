@@ -14,13 +14,13 @@ from typing import Final
 
 from vmaweld.abi import DEFAULT_MAX_MAP_COUNT, PAGE_SIZE
 from vmaweld.output import OutputError
-from vmaweld.trace import perf, strace
 from vmaweld.trace.launch import Launch, LaunchError
-from vmaweld.trace.perf import NoRoomError, PerfRecorder, RecorderError
 from vmaweld.trace.progress import Progress
+from vmaweld.trace.recorders import perf, strace
+from vmaweld.trace.recorders.perf import NoRoomError, PerfRecorder, RecorderError
+from vmaweld.trace.recorders.strace import StraceRecorder
 from vmaweld.trace.sampler import Sample, Sampler
 from vmaweld.trace.store import Metadata, TraceWriter
-from vmaweld.trace.strace import StraceRecorder
 
 RECORDERS: Final = ("perf", "strace")
 

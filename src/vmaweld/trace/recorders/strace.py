@@ -16,14 +16,14 @@ from vmaweld import abi, events
 from vmaweld.abi import PAGE_SHIFT, page_align_up
 from vmaweld.events import Event
 from vmaweld.snapshot import Row, Snapshot
-from vmaweld.trace import strace_log
-from vmaweld.trace.assembler import Assembler
+from vmaweld.trace.assembly.assembler import Assembler
 from vmaweld.trace.calls import NUMBERS, policy_text
-from vmaweld.trace.perf import NoRoomError
 from vmaweld.trace.progress import Progress
+from vmaweld.trace.recorders import strace_log
+from vmaweld.trace.recorders.perf import NoRoomError
+from vmaweld.trace.recorders.strace_pipe import COLUMNS, LogPipe
 from vmaweld.trace.sampler import Sample
 from vmaweld.trace.store import TraceWriter
-from vmaweld.trace.strace_pipe import COLUMNS, LogPipe
 
 _TASKS: Final = ("clone", "clone3", "fork", "vfork")
 _EXECS: Final = ("execve", "execveat")

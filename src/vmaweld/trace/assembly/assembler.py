@@ -27,9 +27,9 @@ from typing import Final
 from vmaweld import abi, events
 from vmaweld.abi import MAP_FIXED, MAP_FIXED_NOREPLACE, PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from vmaweld.events import Event
-from vmaweld.trace import elf, open_files
+from vmaweld.trace.assembly import elf, open_files
+from vmaweld.trace.assembly.open_files import OpenFile, OpenFiles
 from vmaweld.trace.calls import Arguments, event_of, policy_text
-from vmaweld.trace.open_files import OpenFile, OpenFiles
 
 Emit = Callable[[Event], None]
 FileIdentity = tuple[int, int, int]
