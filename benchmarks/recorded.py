@@ -19,7 +19,7 @@ from pathlib import Path
 
 from model import COMPILED, ROOT, Contender
 
-from vmaweld.trace.recorders.perf import RecorderError
+from vmaweld.trace.recorders.protocol import RecorderError
 from vmaweld.trace.recording import record
 
 STOCK = ("linux-5.17",)

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from vmaweld.events import Event
-from vmaweld.trace.recorders.perf import RecorderError
+from vmaweld.trace.recorders.protocol import RecorderError
 from vmaweld.trace.recording import record
 from vmaweld.trace.store import TraceWriter, open_trace
 

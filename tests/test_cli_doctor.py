@@ -33,7 +33,7 @@ def test_json_has_stable_keys_and_agrees_with_what_works() -> None:
     assert list(found)[:9] == [
         "vmaweld", "kernel", "perf", "strace", "bpf", "ptrace", "userfaultfd", "uffdio_move", "anon_names",
     ]  # fmt: skip
-    assert found["perf"]["ok"] == perf.available()[0]
+    assert found["perf"]["ok"] == perf.PerfRecorder.available()[0]
     assert found["bpf"]["ok"] == snapshots.bpf_available()[0]
     assert found["vm.max_map_count"]["value"] == Path("/proc/sys/vm/max_map_count").read_text().strip()
     for each in found.values():

@@ -18,7 +18,7 @@ from vmaweld.trace.recorders import perf, strace
 from vmaweld.trace.store import open_trace
 
 INTERRUPTED = 130
-WORKS = {"perf": perf.available(), "strace": strace.available()}
+WORKS = {"perf": perf.PerfRecorder.available(), "strace": strace.StraceRecorder.available()}
 CONVERTING = {
     "perf": "vmaweld.trace.recorders.perf:PerfRecorder.convert",
     "strace": "vmaweld.trace.recorders.strace:StraceRecorder.convert",

@@ -19,7 +19,7 @@ from vmaweld.trace.recorders import perf, strace
 from vmaweld.trace.store import open_trace
 
 RECORDERS = ("perf", "strace")
-WORKS = {"perf": perf.available(), "strace": strace.available()}
+WORKS = {"perf": perf.PerfRecorder.available(), "strace": strace.StraceRecorder.available()}
 ONE_RECORDER = (WORKS["perf"][0] or WORKS["strace"][0], "no recorder works here")
 MANY_PROCESSES = "for i in $(seq 300); do /bin/true; done"
 SCRATCH = ".vmaweld-"

@@ -18,7 +18,7 @@ from vmaweld.trace.store import open_trace
 
 VMAWELD = (sys.executable, "-c", "from vmaweld.cli import main; main()")
 RECORDERS = ("perf", "strace")
-WORKS = {"perf": perf.available(), "strace": strace.available()}
+WORKS = {"perf": perf.PerfRecorder.available(), "strace": strace.StraceRecorder.available()}
 
 
 def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -22,8 +22,8 @@ from vmaweld.trace.store import Metadata, TakenSnapshot, Trace, TraceWriter, ope
 
 pytestmark = pytest.mark.live
 PYTHON = os.path.realpath(sys.executable)
-NEEDS_PERF = perf.available()
-NEEDS_STRACE = strace.available()
+NEEDS_PERF = perf.PerfRecorder.available()
+NEEDS_STRACE = strace.StraceRecorder.available()
 
 
 def with_perf(tmp_path: Path, *command: str) -> tuple[Recording, Trace]:

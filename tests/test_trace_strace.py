@@ -8,7 +8,8 @@ import pytest
 from vmaweld import abi
 from vmaweld.events import Event
 from vmaweld.snapshot import Row, Snapshot
-from vmaweld.trace.recorders.strace import AssumeWrites, StraceRecorder, mapped_by_exec
+from vmaweld.trace.recorders.assumed_writes import AssumeWrites
+from vmaweld.trace.recorders.strace import StraceRecorder, mapped_by_exec
 from vmaweld.trace.recorders.strace_log import file_name, number, parse, split, string
 from vmaweld.trace.sampler import Sample
 from vmaweld.trace.store import Metadata, TraceWriter, open_trace

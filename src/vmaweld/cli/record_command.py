@@ -11,8 +11,9 @@ import click
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from vmaweld.cli.common import INTERRUPTED, OUTPUT, UNSUPPORTED, USAGE, console, fail
-from vmaweld.trace.recorders.perf import RecorderError
-from vmaweld.trace.recording import RECORDERS, CommandError, Recording, record
+from vmaweld.trace.recorders.protocol import Recorder, RecorderError
+from vmaweld.trace.recorders.table import RECORDERS
+from vmaweld.trace.recording import CommandError, Recording, record
 from vmaweld.words import count_text
 
 EXAMPLES = """\b
@@ -88,9 +89,9 @@ def record_for_terminal(
     """
     before = _identity(output)
 
-    def started(name: str, fallback: str) -> None:
+    def started(chosen: type[Recorder], fallback: str) -> None:
         if fallback:
-            click.echo(f"vmaweld: recording with {name}, page faults assumed ({fallback})", err=True)
+            click.echo(f"vmaweld: recording with {chosen.name}, page faults {chosen.faults} ({fallback})", err=True)
 
     try:
         with ProgressBar() as progress:
@@ -126,7 +127,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
 @click.command(epilog=EXAMPLES, context_settings={"allow_interspersed_args": False, "max_content_width": 100})
 @click.option("-o", "--output", type=OUTPUT, help="The trace file; default: COMMAND.trace.")
 @click.option(
-    "--recorder", type=click.Choice(RECORDERS), help="perf sees page faults; strace needs no privilege. Default: perf."
+    "--recorder",
+    type=click.Choice(list(RECORDERS)),
+    help="perf sees page faults; strace needs no privilege. Default: perf.",
 )
 @click.option("--no-snapshots", is_flag=True, help="Do not take true snapshots, which `replay --check` compares with.")
 @click.option("--json", "as_json", is_flag=True, help="A summary as JSON, the last line of stdout.")

@@ -15,7 +15,8 @@ from typing import Any
 from vmaweld import __version__, build
 from vmaweld.kernel import ptrace, snapshots, syscalls
 from vmaweld.kernel.userfaultfd import FEATURE_MOVE, Userfaultfd
-from vmaweld.trace.recorders import perf, strace
+from vmaweld.trace.machine import transparent_hugepage
+from vmaweld.trace.recorders.table import RECORDERS
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,8 +42,8 @@ def examine() -> Iterator[Capability]:
     """Everything, in the order in which a reader wants it. Nothing is left behind but a mounted tracefs."""
     yield _build()
     yield _kernel()
-    yield _tried("perf", perf.available(), "record: every call, every page fault, exec's own mappings")
-    yield _tried("strace", strace.available(), "record without privilege: page faults are assumed, not seen")
+    for recorder in RECORDERS.values():
+        yield _tried(recorder.name, recorder.available(), recorder.means)
     yield _tried("bpf", snapshots.bpf_available(), "inspect, verify, record: page offsets, anon_vmas and all flags")
     yield _ptrace()
     yield from _userfaultfd()
@@ -164,10 +165,7 @@ def _settings() -> Iterator[Capability]:
         "sysctl kernel.yama.ptrace_scope=0",
         "0",
     )
-    try:
-        thp = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().partition("[")[2].partition("]")[0]
-    except OSError:
-        thp = "not there"
+    thp = transparent_hugepage() or "not there"
     yield Capability("transparent_hugepage", None, thp, "a fault may fill 2 MiB at once, in a VMA large enough", "")
 
 
