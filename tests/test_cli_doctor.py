@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from terminal_support import Terminal
 
+from vmaweld import doctor
 from vmaweld.kernel import snapshots
-from vmaweld.trace import capabilities
 from vmaweld.trace.recorders import perf
 
 
@@ -45,7 +45,7 @@ def test_text_has_a_line_for_each_and_a_verdict() -> None:
     done = run()
     assert done.returncode == 0
     assert done.stderr == ""
-    for each in capabilities.examine():
+    for each in doctor.examine():
         assert each.name in done.stdout
     assert done.stdout.splitlines()[-1].startswith(("Everything works here", "Missing here: "))
     assert "\x1b" not in done.stdout  # no colour in a pipe

@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from vmaweld.cli.common import console, print_json
-from vmaweld.trace.capabilities import Capability, examine
+from vmaweld.doctor import Capability, examine
 
 EXAMPLES = """\b
 Examples:
