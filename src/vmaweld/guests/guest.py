@@ -28,7 +28,7 @@ from vmaweld.guests.image import Image, cached, fetch
 from vmaweld.guests.ramdisk import pack
 from vmaweld.scratch import Scratch
 
-__all__ = ["OUTPUT", "Finished", "Guest", "GuestError", "available"]
+__all__ = ["OUTPUT", "Finished", "Guest", "GuestError", "available", "installed"]
 
 OUTPUT: Final = "/run/vmaweld"
 """The guest's directory whose files are brought back."""
@@ -47,9 +47,14 @@ class Finished(NamedTuple):
     stderr: str
 
 
+def installed() -> bool:
+    """True if there is a QEMU to boot guests in."""
+    return shutil.which(_QEMU) is not None
+
+
 def available(version: str) -> tuple[bool, str]:
     """(whether a guest of `version` can be booted without fetching anything, the reason where not)."""
-    if shutil.which(_QEMU) is None:
+    if not installed():
         return False, f"no {_QEMU}: install qemu-system-x86"
     if cached(version) is None:
         return False, f"the kernel image {version} is not in the cache"
@@ -73,7 +78,7 @@ class Guest:
         options: str = "",
         progress: Callable[[str], None] = lambda line: None,
     ) -> None:
-        if shutil.which(_QEMU) is None:
+        if not installed():
             raise GuestError(f"no {_QEMU}: install qemu-system-x86")
         self.version = version
         self._memory = memory
