@@ -9,7 +9,7 @@ from pathlib import Path
 from vmaweld.abi import DEFAULT_MAX_MAP_COUNT, PAGE_SIZE
 from vmaweld.kernel import snapshots
 from vmaweld.kernel.errors import KernelError
-from vmaweld.trace.assembly.assembler import SPECIAL_FLAGS
+from vmaweld.trace.assembly.exec_image import SPECIAL_FLAGS
 from vmaweld.trace.store import Metadata
 
 
