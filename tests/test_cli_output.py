@@ -152,7 +152,7 @@ def test_two_pictures_in_one_file_are_refused(tmp_path: Path) -> None:
 @pytest.mark.live
 def test_an_output_that_cannot_be_written_is_known_before_the_work(trace: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        command("report", "run.trace", "--html", "/nowhere/x", first=waiting_in("vmaweld.cli.replay_command:replay")),
+        command("report", "run.trace", "--html", "/nowhere/x", first=waiting_in("vmaweld.cli.replaying:replay")),
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from vmaweld.cli.common import INTERRUPTED, NO, OUTPUT, USAGE, console, fail, print_json
-from vmaweld.cli.record_command import record_for_terminal
-from vmaweld.cli.replay_command import replay_for_terminal
+from vmaweld.cli.recording import record_for_terminal
+from vmaweld.cli.replaying import replay_for_terminal
 from vmaweld.policy import PolicyError
 from vmaweld.scratch import Scratch
 from vmaweld.study.as_json import answer_data

@@ -18,6 +18,7 @@ from vmaweld.trace.recorders.protocol import NoRoomError, Recorder, RecorderErro
 from vmaweld.trace.recorders.table import RECORDERS
 from vmaweld.trace.sampler import Sample, Sampler
 from vmaweld.trace.store import Metadata, TraceWriter
+from vmaweld.words import count_text
 
 _LOSSES: Final = {"processes_32_bit": "32-bit programs, left out: {:,}"}
 """What no recorder can tell, in the form of `Recorder.losses`."""
@@ -40,6 +41,36 @@ class Recording:
     metadata: Metadata
     fallback: str
     seconds: float
+
+    def as_json(self) -> dict[str, object]:
+        """All of it by name, and what matters of the metadata; a path is text."""
+        meta = self.metadata
+        return {
+            "trace": str(self.path),
+            "command": meta.command,
+            "exit_status": self.exit_status,
+            "seconds": round(self.seconds, 3),
+            "recorder": meta.recorder,
+            "faults": meta.faults,
+            "fallback": self.fallback,
+            "processes": meta.processes,
+            "events": meta.events,
+            "snapshots": meta.snapshots,
+            "bytes": self.path.stat().st_size,
+            "losses": meta.losses,
+            "notes": meta.notes,
+        }
+
+    def as_text(self) -> str:
+        """What has been recorded, as a line."""
+        meta = self.metadata
+        lost = count_text(meta.lost, "loss", "losses") if meta.losses else "nothing lost"
+        return (
+            f"{self.path}: {count_text(meta.processes, 'process', 'processes')}, "
+            f"{count_text(meta.events, 'event')} in {self.seconds:.1f} s "
+            f"with {meta.recorder} (faults {meta.faults}), "
+            f"{count_text(meta.snapshots, 'true snapshot')}, {lost}"
+        )
 
 
 def choose(wanted: str | None) -> tuple[type[Recorder], str]:
