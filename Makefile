@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 COMPILED := build/compiled
-MODULES := $(wildcard src/vmaweld/*.py $(patsubst %,src/vmaweld/%/*.py,inspect kernel model model/calls policy study))
+MODULES := $(shell find src/vmaweld -name '*.py')
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore

@@ -18,13 +18,14 @@ from typing import Any
 
 from setuptools import setup
 
+# The model is compiled whole, at any depth. Of the other rooms, only what runs once for each event or each VMA.
 COMPILED = [
     *(f"src/vmaweld/{name}.py" for name in ("abi", "events", "snapshot", "seams")),
     *(f"src/vmaweld/study/{name}.py" for name in ("replay", "missed", "timeline", "tally")),
-    "src/vmaweld/kernel/bpf_records.py",
+    "src/vmaweld/kernel/bpf/records.py",
     *(f"src/vmaweld/inspect/{name}.py" for name in ("collect", "kinds", "obstacles", "report")),
-    *sorted(path for path in glob("src/vmaweld/policy/*.py") if not path.endswith("__init__.py")),
-    *sorted(path for path in glob("src/vmaweld/model/**/*.py", recursive=True) if not path.endswith("__init__.py")),
+    *sorted(path for path in glob("src/vmaweld/policy/*.py") if Path(path).name != "__init__.py"),
+    *sorted(path for path in glob("src/vmaweld/model/**/*.py", recursive=True) if Path(path).name != "__init__.py"),
 ]
 # One run of setup.py serves many commands (egg_info, sdist, editable_wheel ...); only these need the extensions.
 BUILDS = {"bdist_wheel", "build", "build_ext", "install"}

@@ -21,7 +21,7 @@ from pathlib import Path
 from vmaweld.study.fidelity import check
 from vmaweld.study.policies import DEFAULT_BASE, study_policies
 from vmaweld.study.tally import replay
-from vmaweld.trace.recorder import record
+from vmaweld.trace.recording import record
 from vmaweld.trace.store import open_trace
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

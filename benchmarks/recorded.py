@@ -19,8 +19,8 @@ from pathlib import Path
 
 from model import COMPILED, ROOT, Contender
 
-from vmaweld.trace.perf import RecorderError
-from vmaweld.trace.recorder import record
+from vmaweld.trace.recorders.protocol import RecorderError
+from vmaweld.trace.recording import record
 
 STOCK = ("linux-5.17",)
 FOUR = ("linux-5.17", "linux-5.17+pgoff", "linux-5.17+anon-vma", "linux-5.17+series")

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 from vmaweld.events import Event
-from vmaweld.trace.perf import RecorderError
-from vmaweld.trace.recorder import record
+from vmaweld.trace.recorders.protocol import RecorderError
+from vmaweld.trace.recording import record
 from vmaweld.trace.store import TraceWriter, open_trace
 
 EXAMPLES = Path(__file__).resolve().parent

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from terminal_support import Terminal
 
-from vmaweld.kernel import guest
+from vmaweld.guests import guest
 from vmaweld.kernel.errors import KernelError
 from vmaweld.verify.check import Bench
 from vmaweld.verify.run import make_bench

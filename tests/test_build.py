@@ -1,9 +1,13 @@
 """The two builds: the one that was asked for is the one that runs, and plain Python is there without a compiler."""
 
 import os
+import re
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,8 +71,55 @@ def test_only_builds_compile(command: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", ["setup.py", command])
     monkeypatch.setenv("VMAWELD_COMPILE", "1")
     monkeypatch.chdir(ROOT)
-    exec((ROOT / "setup.py").read_text(), {"__name__": "setup"})
+    _read_setup()
     assert seen == {"ext_modules": []}
+
+
+def _read_setup() -> dict[str, Any]:
+    """The names that setup.py defines. Its call of `setuptools.setup` must be patched and the directory be ROOT."""
+    names: dict[str, Any] = {"__name__": "setup"}
+    exec((ROOT / "setup.py").read_text(), names)
+    return names
+
+
+@pytest.fixture
+def compiled_modules(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The paths that setup.py compiles, relative to ROOT."""
+    monkeypatch.setattr("setuptools.setup", lambda **keywords: None)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "egg_info"])
+    monkeypatch.chdir(ROOT)
+    paths = _read_setup()["COMPILED"]
+    assert isinstance(paths, list)
+    return paths
+
+
+def test_every_module_that_is_compiled_exists(compiled_modules: list[str]) -> None:
+    assert len(set(compiled_modules)) == len(compiled_modules)
+    assert [path for path in compiled_modules if not (ROOT / path).is_file()] == []
+
+
+def test_the_model_is_compiled_at_any_depth(compiled_modules: list[str]) -> None:
+    model = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src/vmaweld/model").rglob("*.py")}
+    assert {path for path in model if not path.endswith("/__init__.py")} <= set(compiled_modules)
+
+
+@pytest.mark.skipif(not build.compiled(), reason="plain Python runs here")
+def test_every_module_that_is_compiled_is_an_extension(compiled_modules: list[str]) -> None:
+    plain = []
+    for path in compiled_modules:
+        spec = find_spec(path.removeprefix("src/").removesuffix(".py").replace("/", "."))
+        if spec is None or not (spec.origin or "").endswith(tuple(EXTENSION_SUFFIXES)):
+            plain.append(path)
+    assert plain == []
+
+
+def test_make_builds_anew_when_any_module_changes() -> None:
+    """A module that make does not know may change, and the compiled tests run the old one."""
+    # make itself is not asked: even its dry runs look after .venv, which may not be this checkout's.
+    (find,) = re.findall(r"^MODULES := \$\(shell (.*)\)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    known = subprocess.run(find, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "src/vmaweld").rglob("*.py")}
+    assert modules == set(known.split())
 
 
 def test_the_fields_are_told_in_both_builds() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from terminal_support import Terminal
 
+from vmaweld import doctor
 from vmaweld.kernel import snapshots
-from vmaweld.trace import capabilities, perf
+from vmaweld.trace.recorders import perf
 
 
 def run(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -32,7 +33,7 @@ def test_json_has_stable_keys_and_agrees_with_what_works() -> None:
     assert list(found)[:9] == [
         "vmaweld", "kernel", "perf", "strace", "bpf", "ptrace", "userfaultfd", "uffdio_move", "anon_names",
     ]  # fmt: skip
-    assert found["perf"]["ok"] == perf.available()[0]
+    assert found["perf"]["ok"] == perf.PerfRecorder.available()[0]
     assert found["bpf"]["ok"] == snapshots.bpf_available()[0]
     assert found["vm.max_map_count"]["value"] == Path("/proc/sys/vm/max_map_count").read_text().strip()
     for each in found.values():
@@ -44,7 +45,7 @@ def test_text_has_a_line_for_each_and_a_verdict() -> None:
     done = run()
     assert done.returncode == 0
     assert done.stderr == ""
-    for each in capabilities.examine():
+    for each in doctor.examine():
         assert each.name in done.stdout
     assert done.stdout.splitlines()[-1].startswith(("Everything works here", "Missing here: "))
     assert "\x1b" not in done.stdout  # no colour in a pipe

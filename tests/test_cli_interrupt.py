@@ -14,21 +14,21 @@ from study_support import write_trace
 from weld_support import Target, require_other, vmas
 
 from vmaweld.study.scenarios import SCENARIOS
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 from vmaweld.trace.store import open_trace
 
 INTERRUPTED = 130
-WORKS = {"perf": perf.available(), "strace": strace.available()}
+WORKS = {"perf": perf.PerfRecorder.available(), "strace": strace.StraceRecorder.available()}
 CONVERTING = {
-    "perf": "vmaweld.trace.perf:PerfRecorder.convert",
-    "strace": "vmaweld.trace.strace:StraceRecorder.convert",
+    "perf": "vmaweld.trace.recorders.perf:PerfRecorder.convert",
+    "strace": "vmaweld.trace.recorders.strace:StraceRecorder.convert",
 }
 RUNNING = {
-    "replay": (("replay", "run.trace"), "vmaweld.cli.replay_command:replay"),
+    "replay": (("replay", "run.trace"), "vmaweld.cli.replaying:replay"),
     "replay --check": (("replay", "run.trace", "--check"), "vmaweld.cli.replay_command:check"),
     "replay --jobs": (("replay", "run.trace", "--jobs", "2"), "vmaweld.cli.replay_command:replay_many"),
-    "report": (("report", "run.trace"), "vmaweld.cli.replay_command:replay"),
-    "study": (("study", "--sample", "growing-buffers"), "vmaweld.cli.replay_command:replay"),
+    "report": (("report", "run.trace"), "vmaweld.cli.replaying:replay"),
+    "study": (("study", "--sample", "growing-buffers"), "vmaweld.cli.replaying:replay"),
     "inspect": (("inspect", os.getpid(), "--html", "page.html"), "vmaweld.cli.inspect_command:inspect_process"),
     "inspect --watch": (("inspect", os.getpid(), "--watch", "9"), "vmaweld.cli.inspect_command:inspect_process"),
     "inspect --all": (("inspect", "--all"), "vmaweld.inspect.census:Census.take"),
@@ -36,8 +36,8 @@ RUNNING = {
     "verify": (("verify", "--program", "3"), "vmaweld.verify.run:run_one"),
     "verify, before it begins": (("verify",), "vmaweld.verify.run:make_bench"),
     "explain": (("explain", "mremap-back"), "vmaweld.cli.explain_command:explain"),
-    "doctor": (("doctor",), "vmaweld.cli.doctor_command:examine"),
-    "record, before it begins": (("record", "true"), "vmaweld.trace.recorder:choose"),
+    "doctor": (("doctor",), "vmaweld.doctor:examine"),
+    "record, before it begins": (("record", "true"), "vmaweld.trace.recording:choose"),
 }
 
 
@@ -164,7 +164,7 @@ def test_a_study_names_no_file_that_is_gone(recorder: str, tmp_path: Path, monke
 @pytest.mark.live
 def test_a_study_that_has_recorded_names_the_recording(tmp_path: Path) -> None:
     require(WORKS["perf"][0] or WORKS["strace"][0], "no recorder works here")
-    first = waiting_in("vmaweld.cli.replay_command:replay")
+    first = waiting_in("vmaweld.cli.replaying:replay")
     status, _, stderr = interrupted("study", "-o", "run.trace", "--", "true", cwd=tmp_path, first=first)
     assert status == INTERRUPTED
     assert stderr == "vmaweld: interrupted: run.trace holds the whole recording, for `vmaweld replay run.trace`\n"

@@ -15,11 +15,11 @@ from conftest import require
 from study_support import write_trace
 
 from vmaweld.study.scenarios import SCENARIOS
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 from vmaweld.trace.store import open_trace
 
 RECORDERS = ("perf", "strace")
-WORKS = {"perf": perf.available(), "strace": strace.available()}
+WORKS = {"perf": perf.PerfRecorder.available(), "strace": strace.StraceRecorder.available()}
 ONE_RECORDER = (WORKS["perf"][0] or WORKS["strace"][0], "no recorder works here")
 MANY_PROCESSES = "for i in $(seq 300); do /bin/true; done"
 SCRATCH = ".vmaweld-"
@@ -152,7 +152,7 @@ def test_two_pictures_in_one_file_are_refused(tmp_path: Path) -> None:
 @pytest.mark.live
 def test_an_output_that_cannot_be_written_is_known_before_the_work(trace: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        command("report", "run.trace", "--html", "/nowhere/x", first=waiting_in("vmaweld.cli.replay_command:replay")),
+        command("report", "run.trace", "--html", "/nowhere/x", first=waiting_in("vmaweld.cli.replaying:replay")),
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from conftest import require
 
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 from vmaweld.trace.store import open_trace
 
 VMAWELD = (sys.executable, "-c", "from vmaweld.cli import main; main()")
 RECORDERS = ("perf", "strace")
-WORKS = {"perf": perf.available(), "strace": strace.available()}
+WORKS = {"perf": perf.PerfRecorder.available(), "strace": strace.StraceRecorder.available()}
 
 
 def run(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:

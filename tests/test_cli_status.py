@@ -24,7 +24,7 @@ from weld_support import require_other
 
 from vmaweld.cli import COMMANDS
 from vmaweld.study.scenarios import SCENARIOS
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 
 pytestmark = pytest.mark.live
 TIMEOUT = 300  # for a machine that does other things too
@@ -205,7 +205,9 @@ def test_the_status_is_what_the_help_promises(case: Case, world: World, tmp_path
     if case.arguments.startswith("weld"):
         require_other()
     if case.arguments.startswith(("study --", "record")):
-        require(*(perf.available() if perf.available()[0] else strace.available()))
+        require(
+            *(perf.PerfRecorder.available() if perf.PerfRecorder.available()[0] else strace.StraceRecorder.available())
+        )
     before = AS_NOBODY if case.nobody else ()
     done = subprocess.run(
         [*before, PROGRAM, *(word if "${" in word else world.fill(word) for word in case.arguments.split())],

@@ -18,7 +18,7 @@ from vmaweld.events import Event
 from vmaweld.model.system import System
 from vmaweld.policy import parse_policy
 from vmaweld.study.scenarios import SCENARIOS
-from vmaweld.trace import perf, strace
+from vmaweld.trace.recorders import perf, strace
 
 VMAWELD = (sys.executable, "-c", "from vmaweld.cli import main; main()")
 DOCS = Path(__file__).parents[1] / "docs"
@@ -313,13 +313,13 @@ def test_where_nothing_records_a_sample_stands_in_and_says_so(tmp_path: Path) ->
 
 
 def _recorder() -> tuple[bool, str]:
-    ok, why = perf.available()
-    return (ok, why) if ok else strace.available()
+    ok, why = perf.PerfRecorder.available()
+    return (ok, why) if ok else strace.StraceRecorder.available()
 
 
 @pytest.mark.live
 def test_study_of_growing_buffers_finds_and_recovers(tmp_path: Path) -> None:
-    require(*perf.available())
+    require(*perf.PerfRecorder.available())
     script = str(EXAMPLES / "growing_buffers.py")
     command = [sys.executable, script, "--buffers", "60", "--kilobytes", "400"]
     done = run("study", "-o", "kept.trace", "--json", "--", *command, cwd=tmp_path)
@@ -339,7 +339,7 @@ def test_study_of_growing_buffers_finds_and_recovers(tmp_path: Path) -> None:
 
 @pytest.mark.live
 def test_study_of_a_compile_and_its_fidelity(tmp_path: Path) -> None:
-    require(*perf.available())
+    require(*perf.PerfRecorder.available())
     project = tmp_path / "project"
     project.mkdir()
     for file in (EXAMPLES / "small_c_project").iterdir():

@@ -28,7 +28,9 @@ from inspect_support import (
 
 from vmaweld.inspect.census import Census
 from vmaweld.inspect.collect import inspect_process
-from vmaweld.kernel import bpf, bpf_records, snapshots
+from vmaweld.kernel import snapshots
+from vmaweld.kernel.bpf import iterator
+from vmaweld.kernel.bpf import records as bpf_records
 from vmaweld.kernel.errors import NoAddressSpace, NotPermitted, ProcessGone
 from vmaweld.seams import seams
 
@@ -66,7 +68,7 @@ def need_root() -> None:
 
 def check_against_brute_force(pid: int) -> tuple[int, int]:
     """No border of `pid` classified otherwise than by the brute-force reading; (seams, open seams)."""
-    with bpf.loaded().watch(pid) as watch:
+    with iterator.loaded().watch(pid) as watch:
         records, _ = watch.read_consistent()
     found = seams(bpf_records.parse(pid, records))
     assert {seam.address: set(seam.reasons) for seam in found} == brute_force(records)

@@ -16,8 +16,10 @@ from conftest import require
 from vmaweld import abi
 from vmaweld.abi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PAGE_SIZE
 from vmaweld.events import Event
+from vmaweld.executor.arena import ARENA_LOW, ARENA_SIZE, FILES
+from vmaweld.executor.executor import Executor
+from vmaweld.executor.process import ExecutorError
 from vmaweld.kernel import procfs, snapshots, userfaultfd
-from vmaweld.kernel.executor import ARENA_LOW, ARENA_SIZE, FILES, Executor, ExecutorError
 
 LOW = ARENA_LOW
 HIGH = ARENA_LOW + ARENA_SIZE
@@ -357,7 +359,7 @@ def test_nothing_outlives_its_driver() -> None:
     code = """
 import os
 from vmaweld.events import Event
-from vmaweld.kernel.executor import Executor
+from vmaweld.executor.executor import Executor
 executor = Executor()
 executor.run_batch([Event("fork", 1, child=2), Event("exit", 1), Event("read", 3)])
 print(executor._zygote.pid, executor.real_pid(2), executor.real_pid(3), flush=True)
@@ -407,4 +409,4 @@ def test_many_processes_in_one_batch(executor: Executor) -> None:
 def test_names_of_files_are_stable() -> None:
     assert len(set(FILES)) == len(FILES)
     assert all(name.startswith(("/memfd:", "file-")) for name in FILES)
-    assert Path(sys.modules["vmaweld.kernel.executor_child"].__file__ or "").is_file()
+    assert Path(sys.modules["vmaweld.executor.child"].__file__ or "").is_file()

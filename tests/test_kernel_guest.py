@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import require_guest
 
-from vmaweld.kernel import guest, guest_image
-from vmaweld.kernel.guest import Guest, GuestError
+from vmaweld.guests import guest
+from vmaweld.guests import image as guest_image
+from vmaweld.guests.guest import Guest, GuestError
 
 VERSION = "6.1"
 

@@ -17,7 +17,7 @@ import test_model_series
 from vmaweld import events as ev
 from vmaweld.abi import MAP_SHARED, MCL_CURRENT, UFFDIO_REGISTER_MODE_MISSING
 from vmaweld.events import EVENT_FIELDS, Event
-from vmaweld.kernel.executor import ARENA_LOW
+from vmaweld.executor.arena import ARENA_LOW
 from vmaweld.verify.check import Bench
 from vmaweld.verify.scenario import story
 

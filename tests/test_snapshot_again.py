@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmaweld.kernel import bpf_program as program
-from vmaweld.kernel import bpf_records
-from vmaweld.kernel.bpf_program import NAME_TAG, RECORD, SEQUENCE, WORDS
+from vmaweld.kernel.bpf import program
+from vmaweld.kernel.bpf import records as bpf_records
+from vmaweld.kernel.bpf.program import NAME_TAG, RECORD, SEQUENCE, WORDS
 from vmaweld.snapshot import ROW_FIELDS, Snapshot
 
 Spec = tuple[int, int, str]

@@ -7,7 +7,8 @@ import pytest
 
 from vmaweld import abi
 from vmaweld.events import READ_ONLY_FILE, Event
-from vmaweld.trace.assembler import Assembler, settle
+from vmaweld.trace.assembly.assembler import Assembler
+from vmaweld.trace.assembly.exec_image import settle
 
 ROOT = 100
 PAGE = 4096

@@ -6,9 +6,9 @@ from time import process_time
 
 import pytest
 
-from vmaweld.trace import perf
-from vmaweld.trace.assembler import Assembler
-from vmaweld.trace.perf_data import EXECED, LEAVE, MAPPED, PerfData, PerfDataError, formats_in
+from vmaweld.trace.assembly.assembler import Assembler
+from vmaweld.trace.recorders import perf
+from vmaweld.trace.recorders.perf_data import EXECED, LEAVE, MAPPED, PerfData, PerfDataError, formats_in
 from vmaweld.trace.store import Metadata, TraceError, TraceWriter
 
 WHOLE = (Path(__file__).parent / "fuzz/corpus/perf/whole").read_bytes()

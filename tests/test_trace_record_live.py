@@ -14,16 +14,16 @@ from conftest import require
 
 from vmaweld import abi
 from vmaweld.events import READ_ONLY_FILE, Event
-from vmaweld.trace import perf, strace
 from vmaweld.trace.launch import Launch
-from vmaweld.trace.perf_data import PerfData, PerfDataError
-from vmaweld.trace.recorder import CommandError, Recording, record
+from vmaweld.trace.recorders import perf, strace
+from vmaweld.trace.recorders.perf_data import PerfData, PerfDataError
+from vmaweld.trace.recording import CommandError, Recording, record
 from vmaweld.trace.store import Metadata, TakenSnapshot, Trace, TraceWriter, open_trace
 
 pytestmark = pytest.mark.live
 PYTHON = os.path.realpath(sys.executable)
-NEEDS_PERF = perf.available()
-NEEDS_STRACE = strace.available()
+NEEDS_PERF = perf.PerfRecorder.available()
+NEEDS_STRACE = strace.StraceRecorder.available()
 
 
 def with_perf(tmp_path: Path, *command: str) -> tuple[Recording, Trace]:

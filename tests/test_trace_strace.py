@@ -8,10 +8,11 @@ import pytest
 from vmaweld import abi
 from vmaweld.events import Event
 from vmaweld.snapshot import Row, Snapshot
+from vmaweld.trace.recorders.assumed_writes import AssumeWrites
+from vmaweld.trace.recorders.strace import StraceRecorder, mapped_by_exec
+from vmaweld.trace.recorders.strace_log import file_name, number, parse, split, string
 from vmaweld.trace.sampler import Sample
 from vmaweld.trace.store import Metadata, TraceWriter, open_trace
-from vmaweld.trace.strace import AssumeWrites, StraceRecorder, mapped_by_exec
-from vmaweld.trace.strace_log import file_name, number, parse, split, string
 
 A = 0x7F00_0000_0000
 

@@ -7,7 +7,7 @@ import pytest
 import weld_random
 from conftest import require_guest
 
-from vmaweld.kernel.guest import Finished, Guest
+from vmaweld.guests.guest import Finished, Guest
 
 UNREADABLE = """
 import subprocess, sys

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from weld_support import Target, open_seams, require_other
 
-from vmaweld.kernel import bpf, syscalls
+from vmaweld.kernel import syscalls
+from vmaweld.kernel.bpf import iterator
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding import remote
 from vmaweld.welding.program import Group, Program, _Label
@@ -137,7 +138,7 @@ if os.environ.get("VMAWELD_TEST_EVERY"):
 def test_killed_before_every_call_of_the_welder() -> None:
     """Not only in a batch: while it stops the threads, borrows one, sets up, fetches it back and lets go."""
     require_other()
-    bpf.available()  # loaded once, here, and not by every welder
+    iterator.available()  # loaded once, here, and not by every welder
     with Target("eintr") as target:
         limit = os.getpid() % STRIDE
         while True:

@@ -642,7 +642,7 @@ def test_random_welds_by_another_process() -> None:
 def test_the_layout_is_found_by_elimination_too(four: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without BPF: smaps and numa_maps tell what could differ."""
     start, end = four
-    monkeypatch.setattr("vmaweld.kernel.bpf.available", lambda: (False, "not wanted"))
+    monkeypatch.setattr("vmaweld.kernel.bpf.iterator.available", lambda: (False, "not wanted"))
     syscalls.madvise(start + 9 * PAGE, 3 * PAGE, abi.MADV_DONTDUMP)
     report = vmaweld.weld(start, end - start)
     assert report.closed == 2

@@ -488,8 +488,9 @@ import os, subprocess, sys
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.path[:0] = ['src', 'tests']
 from vmaweld.welding import remote
-from vmaweld.kernel import bpf, snapshots
-assert not bpf.available()[0]
+from vmaweld.kernel import snapshots
+from vmaweld.kernel.bpf import iterator
+assert not iterator.available()[0]
 target = subprocess.Popen([sys.executable, 'tests/weld_target.py'], stdin=-1, stdout=-1, text=True,
     env={'PYTHONPATH': 'src'})
 def ask(line):

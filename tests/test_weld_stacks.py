@@ -14,7 +14,8 @@ from conftest import require
 from test_weld_killed import _Dies
 from weld_support import TIMEOUT, require_other
 
-from vmaweld.kernel import bpf, snapshots, syscalls
+from vmaweld.kernel import snapshots, syscalls
+from vmaweld.kernel.bpf import iterator
 from vmaweld.welding import Refused, remote, trampoline
 from vmaweld.welding.puppet import Puppet
 from vmaweld.welding.standstill import Standstill
@@ -83,7 +84,7 @@ def _process(program: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_welder_that_dies_leaves_no_word_of_a_neighbour_overwritten(process: "subprocess.Popen[str]") -> None:
     """Killed before every call it makes, while the only thread sleeps on a stack of 1 KiB."""
-    bpf.available()
+    iterator.available()
     limit = os.getpid() % 5
     while True:
         welder = os.fork()

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from weld_support import Target
 
-from vmaweld.kernel import bpf
+from vmaweld.kernel.bpf import iterator
 from vmaweld.kernel.errors import ProcessGone
 from vmaweld.welding import pace, remote
 from vmaweld.welding.errors import Busy
@@ -81,7 +81,7 @@ def two_welders(count: int, seed: int = 0) -> "collections.Counter[str]":
     """Two welders in slices on one process, `count` times: one of them works, and nothing is lost."""
     rng = random.Random(seed)
     seen: collections.Counter[str] = collections.Counter()
-    bpf.available()
+    iterator.available()
     with Target(program=TARGET) as target:
         for _ in range(count):
             start, end = target.build(16, 2)
@@ -103,7 +103,7 @@ def exec_between_slices(
     """The process executes its program anew while a weld rests, `count` times; the new image is not touched."""
     rng = random.Random(seed)
     seen: collections.Counter[str] = collections.Counter()
-    bpf.available()
+    iterator.available()
     with Target(program=TARGET, through=through) as target:
         for _ in range(count):
             start, end = target.build(800, 1)

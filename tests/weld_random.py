@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from vmaweld import abi
+from vmaweld.guests.guest import Guest
 from vmaweld.kernel import snapshots, syscalls
-from vmaweld.kernel.guest import Guest
 from vmaweld.kernel.pagemap import ZERO, Pagemap
 from vmaweld.verify.run import configured_anon_names
 from vmaweld.welding import local, remote

@@ -21,10 +21,11 @@ from vmaweld.snapshot import Row, Snapshot
 from vmaweld.study.fidelity import check
 from vmaweld.study.tally import replay
 from vmaweld.study.trace_pipe import trace_pipe
-from vmaweld.trace import assembler, elf, perf, perf_data
+from vmaweld.trace.assembly import assembler, elf
+from vmaweld.trace.recorders import perf, perf_data
+from vmaweld.trace.recorders.strace import StraceRecorder
 from vmaweld.trace.sampler import Sample
 from vmaweld.trace.store import Metadata, TraceError, TraceWriter, open_trace
-from vmaweld.trace.strace import StraceRecorder
 
 from .made import made_trace
 

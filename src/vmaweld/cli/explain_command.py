@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.text import Text
 
 from vmaweld.cli.common import USAGE, console, fail, print_json
-from vmaweld.events import EVENT_FIELDS, Event
 from vmaweld.policy import PolicyError, parse_policy
-from vmaweld.snapshot import Snapshot
-from vmaweld.study.drawing import Scale, draw
-from vmaweld.study.explain import Outcome, ScenarioError, describe, explain, read_scenario, verdict
+from vmaweld.study.explain import ScenarioError, explain, read_scenario
+from vmaweld.study.explanation import explanation_data, list_data, print_explanation, print_list
 from vmaweld.study.policies import kernel_data, kernel_text
-from vmaweld.study.scenarios import SCENARIOS, Scenario
-from vmaweld.words import count_text, printable
+from vmaweld.study.scenarios import SCENARIOS
 
 EXAMPLES = """\b
 Examples:
@@ -57,7 +52,10 @@ def command(
     if name and path:
         fail("give a scenario or --file, one of the two", USAGE)
     if not name and not path:
-        _list(as_json)
+        if as_json:
+            print_json(list_data())
+        else:
+            print_list(console())
         return
     if path:
         try:
@@ -74,9 +72,9 @@ def command(
         fail(str(error), USAGE)
     outcomes = [explain(scenario.events, policy) for policy in chosen]
     if as_json:
-        print_json(_data(scenario, outcomes))
+        print_json(explanation_data(scenario, outcomes))
     else:
-        _print(scenario, outcomes)
+        print_explanation(scenario, outcomes, console())
 
 
 def _compare(kernel: str | None, against: str | None, scenario: bool, as_json: bool) -> None:
@@ -92,125 +90,3 @@ def _compare(kernel: str | None, against: str | None, scenario: bool, as_json: b
                 out.print(Text(line), soft_wrap=True)
     except PolicyError as error:
         fail(str(error), USAGE)
-
-
-def _list(as_json: bool) -> None:
-    if as_json:
-        print_json({"scenarios": [{"name": s.name, "text": s.text} for s in SCENARIOS.values()]})
-        return
-    out = console()
-    for scenario in SCENARIOS.values():
-        out.print(Text(scenario.name, style="bold"))
-        out.print(Text(f"  {scenario.text}"))
-    out.print()
-    out.print("`vmaweld explain NAME` draws one.")
-
-
-def _print(scenario: Scenario, outcomes: list[Outcome]) -> None:
-    out = console()
-    out.print(Text(printable(scenario.name), style="bold"))
-    if scenario.text:
-        out.print(Text(printable(scenario.text)))
-    out.print()
-    scale = Scale(snapshot for outcome in outcomes for snapshot in (*outcome.before, *outcome.after))
-    last = len(scenario.events) - 1
-    for number, event in enumerate(scenario.events):
-        line = f"  {number + 1}. {describe(event, scale.base)}"
-        out.print(Text(printable(line), style="bold" if number == last else ""), soft_wrap=True)
-    for names, lines in _alike((outcome.policy.name, _lines(outcome.before, scale)) for outcome in outcomes):
-        _drawing("before" if len(names) == len(outcomes) else f"before, under {' and '.join(names)}", lines)
-    for names, lines in _alike((outcome.policy.name, _after(outcome, scale)) for outcome in outcomes):
-        _drawing(f"after, under {' and '.join(names)}", lines)
-
-
-def _alike(drawings: Iterable[tuple[str, list[str]]]) -> list[tuple[list[str], list[str]]]:
-    """Equal drawings once, with the names of all that they belong to."""
-    found: list[tuple[list[str], list[str]]] = []
-    for name, lines in drawings:
-        for names, other in found:
-            if other == lines:
-                names.append(name)
-                break
-        else:
-            found.append(([name], lines))
-    return found
-
-
-def _after(outcome: Outcome, scale: Scale) -> list[str]:
-    lines = _lines(outcome.after, scale)
-    lines += [f"failed before: {failure}" for failure in outcome.failures]
-    if outcome.error:
-        lines.append(f"failed: {outcome.error}")
-    lines += [verdict(record, outcome.policy) for record in outcome.records]
-    vmas = sum(len(snapshot.rows) for snapshot in outcome.after)
-    lines.append(count_text(vmas, "VMA"))
-    return lines
-
-
-def _drawing(title: str, lines: list[str]) -> None:
-    out = console()
-    out.print()
-    out.print(Text(title, style="bold"), soft_wrap=True)
-    for line in lines:
-        out.print(Text(f"  {printable(line)}"), soft_wrap=True)
-
-
-def _lines(snapshots: list[Snapshot], scale: Scale) -> list[str]:
-    lines: list[str] = []
-    for snapshot in snapshots:
-        if len(snapshots) > 1:
-            lines.append(f"process {snapshot.pid}")
-        lines += draw(snapshot, scale)
-    return lines
-
-
-def _data(scenario: Scenario, outcomes: list[Outcome]) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "scenario": scenario.name,
-        "text": scenario.text,
-        "events": [_event_data(event) for event in scenario.events],
-        "policies": [
-            {
-                "name": outcome.policy.name,
-                "before": [_space_data(snapshot) for snapshot in outcome.before],
-                "after": [_space_data(snapshot) for snapshot in outcome.after],
-                "error": outcome.error,
-                "failures": outcome.failures,
-                "merges": [
-                    {
-                        "case": record.case,
-                        "start": record.start,
-                        "end": record.end,
-                        "text": verdict(record, outcome.policy),
-                        "trace": record.trace_lines(),
-                    }
-                    for record in outcome.records
-                ],
-            }
-            for outcome in outcomes
-        ],
-    }
-
-
-def _event_data(event: Event) -> dict[str, Any]:
-    return {name: value for name in EVENT_FIELDS if (value := getattr(event, name)) not in (0, "", None)}
-
-
-def _space_data(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "pid": snapshot.pid,
-        "vmas": [
-            {
-                "start": row.start,
-                "end": row.end,
-                "flags": row.flags,
-                "pgoff": row.pgoff,
-                "anon_vma": row.anon_vma,
-                "chain": row.chain,
-                "file": row.file,
-                "name": row.name,
-            }
-            for row in snapshot.rows
-        ],
-    }

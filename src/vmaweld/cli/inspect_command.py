@@ -13,12 +13,9 @@ import click
 from vmaweld.cli.common import DONE, NO, OUTPUT, PID, USAGE, Number, console, fail, fail_for, print_json
 from vmaweld.inspect.as_json import census_data, maps_data, report_data, watch_data
 from vmaweld.inspect.collect import inspect_process
-from vmaweld.inspect.report import Report
-from vmaweld.inspect.text import map_lines, print_report, summary_line
-from vmaweld.inspect.words import percent_text
+from vmaweld.inspect.text import map_lines, print_report, summary_line, warning_line, watch_line
 from vmaweld.kernel.errors import KernelError, ProcessGone
 from vmaweld.output import Output
-from vmaweld.words import count_text, printable
 
 EXAMPLES = """\b
 Examples:
@@ -118,20 +115,12 @@ def command(
     else:
         print_report(report, console(), limit)
     if warn is not None and report.vmas >= warn * report.limit:
-        click.echo(f"vmaweld: {_warning(report, warn)}", err=True)
+        click.echo(f"vmaweld: {warning_line(report, warn)}", err=True)
         raise SystemExit(NO)
 
 
 def _output(path: Path | None) -> Output | nullcontext[None]:
     return nullcontext() if path is None else Output(path, stream=True)
-
-
-def _warning(report: Report, warn: float) -> str:
-    return (
-        f"{printable(report.name)} (pid {report.pid}) has {count_text(report.vmas, 'VMA')}, "
-        f"{percent_text(report.vmas, report.limit)} of vm.max_map_count {report.limit:,}, "
-        f"{warn * 100:.4g} % or more"
-    )
 
 
 def _watch(pid: int, seconds: float, warn: float | None, as_json: bool) -> int:
@@ -152,49 +141,21 @@ def _watch(pid: int, seconds: float, warn: float | None, as_json: bool) -> int:
         if as_json:
             click.echo(json.dumps(watch_data(report, stamp, growth)))
         else:
-            click.echo(
-                f"{stamp} {printable(report.name)} pid={pid} vmas={report.vmas} limit={report.limit} "
-                f"share={100 * report.vmas / report.limit:.1f}% open={len(report.open)} growth={growth:+.1f}/s"
-            )
+            click.echo(watch_line(report, stamp, growth))
         sys.stdout.flush()
         if warn is not None and report.vmas >= warn * report.limit:
-            click.echo(f"vmaweld: {_warning(report, warn)}", err=True)
+            click.echo(f"vmaweld: {warning_line(report, warn)}", err=True)
             return NO
         time.sleep(seconds)
 
 
 def _rank(as_json: bool, limit: int) -> None:
-    from rich.table import Table
-
     from vmaweld.inspect.census import Census
+    from vmaweld.inspect.ranking import print_census
 
     census = Census()
     counted = census.take()
     if as_json:
         print_json(census_data(census, counted))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("PID", "UID", "VMAs", "of limit", "seams", "open"):
-        table.add_column(head, justify="right")
-    table.add_column("name", overflow="fold")
-    for one in counted[:limit]:
-        share = percent_text(one.vmas, census.limit)
-        table.add_row(
-            str(one.pid),
-            str(one.uid),
-            f"{one.vmas:,}",
-            share,
-            f"{one.seams:,}",
-            f"{one.open_seams:,}",
-            printable(one.name),
-        )
-    out = console()
-    out.print(table)
-    if len(counted) > limit:
-        out.print(f"... and {len(counted) - limit:,} more (--limit {len(counted)} lists them all)")
-    out.print(f"{count_text(len(counted), 'process', 'processes')}; vm.max_map_count is {census.limit:,}.", style="dim")
-    if census.refused:
-        others = count_text(census.refused, "process of another user", "processes of other users")
-        out.print(f"{others} cannot be read: run as root.", soft_wrap=True)
-    if not census.exact:
-        out.print(f"Open seams are by elimination: {census.why_not_exact}.", style="dim", soft_wrap=True)
+    print_census(census, counted, console(), limit)

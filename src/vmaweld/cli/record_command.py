@@ -2,18 +2,13 @@
 
 import json
 import os
-import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import click
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from vmaweld.cli.common import INTERRUPTED, OUTPUT, UNSUPPORTED, USAGE, console, fail
-from vmaweld.trace.perf import RecorderError
-from vmaweld.trace.recorder import RECORDERS, CommandError, Recording, record
-from vmaweld.words import count_text
+from vmaweld.cli.common import OUTPUT, USAGE, fail
+from vmaweld.cli.recording import record_for_terminal
+from vmaweld.trace.recorders.table import RECORDERS
 
 EXAMPLES = """\b
 Examples:
@@ -24,109 +19,17 @@ Examples:
 """
 
 
-class ProgressBar:
-    """How far the work is, on stderr, for people only: nothing where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            console=console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._task: TaskID | None = None
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` of `what`."""
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(what, total=total)
-        self._progress.update(self._task, description=what, completed=done, total=total)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-
 def shell_status(exit_status: int) -> int:
     """An exit status as a shell tells it: 128 + N where signal N ended the command."""
     return exit_status if exit_status >= 0 else 128 - exit_status
 
 
-def summary(recording: Recording) -> dict[str, object]:
-    """What `--json` prints."""
-    meta = recording.metadata
-    return {
-        "trace": str(recording.path),
-        "command": meta.command,
-        "exit_status": recording.exit_status,
-        "seconds": round(recording.seconds, 3),
-        "recorder": meta.recorder,
-        "faults": meta.faults,
-        "fallback": recording.fallback,
-        "processes": meta.processes,
-        "events": meta.events,
-        "snapshots": meta.snapshots,
-        "bytes": recording.path.stat().st_size,
-        "losses": meta.losses,
-        "notes": meta.notes,
-    }
-
-
-def record_for_terminal(
-    command: list[str], output: Path, recorder: str | None, *, snapshots: bool = True, keep: bool = True
-) -> Recording:
-    """`record` with its errors as one-line failures, its progress on a terminal and its warnings on stderr.
-
-    keep: the user gets the trace; else it is gone with this command.
-    """
-    before = _identity(output)
-
-    def started(name: str, fallback: str) -> None:
-        if fallback:
-            click.echo(f"vmaweld: recording with {name}, page faults assumed ({fallback})", err=True)
-
-    try:
-        with ProgressBar() as progress:
-            recording = record(
-                command, output, recorder=recorder, snapshots=snapshots, progress=progress, started=started
-            )
-    except CommandError as error:
-        fail(str(error), USAGE)
-    except RecorderError as error:
-        fail(f"cannot record: {error}", UNSUPPORTED)
-    except KeyboardInterrupt:
-        if not keep:
-            kept = "nothing is kept (-o FILE would keep the trace)"
-        elif _identity(output) != before:
-            kept = f"{output} holds what had been read by then"
-        else:
-            kept = f"{output} is what it was before" if before else "there is no trace"
-        fail(f"interrupted: {kept}", INTERRUPTED)
-    for note in recording.metadata.notes:
-        click.echo(f"vmaweld: {note}", err=True)
-    return recording
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file the name `path` stands for; None for none."""
-    try:
-        about = path.stat()
-    except OSError:
-        return None
-    return about.st_dev, about.st_ino
-
-
 @click.command(epilog=EXAMPLES, context_settings={"allow_interspersed_args": False, "max_content_width": 100})
 @click.option("-o", "--output", type=OUTPUT, help="The trace file; default: COMMAND.trace.")
 @click.option(
-    "--recorder", type=click.Choice(RECORDERS), help="perf sees page faults; strace needs no privilege. Default: perf."
+    "--recorder",
+    type=click.Choice(list(RECORDERS)),
+    help="perf sees page faults; strace needs no privilege. Default: perf.",
 )
 @click.option("--no-snapshots", is_flag=True, help="Do not take true snapshots, which `replay --check` compares with.")
 @click.option("--json", "as_json", is_flag=True, help="A summary as JSON, the last line of stdout.")
@@ -149,16 +52,8 @@ def command(
         fail("no command given: vmaweld record -- COMMAND", USAGE)
     path = output or Path(f"{os.path.basename(command_line[0])}.trace")
     recording = record_for_terminal(list(command_line), path, recorder, snapshots=not no_snapshots)
-    meta = recording.metadata
     if as_json:
-        click.echo(json.dumps(summary(recording)))
+        click.echo(json.dumps(recording.as_json()))
     else:
-        lost = count_text(meta.lost, "loss", "losses") if meta.losses else "nothing lost"
-        click.echo(
-            f"vmaweld: {recording.path}: {count_text(meta.processes, 'process', 'processes')}, "
-            f"{count_text(meta.events, 'event')} in {recording.seconds:.1f} s "
-            f"with {meta.recorder} (faults {meta.faults}), "
-            f"{count_text(meta.snapshots, 'true snapshot')}, {lost}",
-            err=True,
-        )
+        click.echo(f"vmaweld: {recording.as_text()}", err=True)
     raise SystemExit(shell_status(recording.exit_status))

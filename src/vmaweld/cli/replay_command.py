@@ -9,15 +9,14 @@ from pathlib import Path
 import click
 
 from vmaweld.cli.common import NO, PID, USAGE, Number, console, fail, print_json
-from vmaweld.cli.record_command import ProgressBar
+from vmaweld.cli.progress import ProgressBar
+from vmaweld.cli.replaying import replay_for_terminal
 from vmaweld.policy import PolicyError, parse_policy
-from vmaweld.study.answer import Answer
 from vmaweld.study.as_json import SCHEMA, answer_data, fidelity_data
 from vmaweld.study.fidelity import check
 from vmaweld.study.many import processors, replay_many
 from vmaweld.study.overview import print_overview
 from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
-from vmaweld.study.tally import replay
 from vmaweld.study.text import print_answer, print_divergences, print_fidelity
 from vmaweld.study.trace_pipe import trace_pipe
 from vmaweld.trace.store import Trace, TraceError, open_trace
@@ -33,19 +32,6 @@ Examples:
 """
 
 SERIES = "linux-5.17+series"
-
-
-def replay_for_terminal(trace: Trace, base: str, policies: tuple[str, ...]) -> Answer:
-    """`replay` with its errors as one-line failures and its progress on a terminal."""
-    try:
-        chosen = study_policies(base, policies)
-    except PolicyError as error:
-        fail(str(error), USAGE)
-    try:
-        with ProgressBar() as progress:
-            return replay(trace, chosen, progress=lambda done, total: progress("replaying", done, total))
-    except TraceError as error:
-        fail(str(error), NO)
 
 
 @click.command(epilog=EXAMPLES)

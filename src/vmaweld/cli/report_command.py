@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vmaweld.cli.common import NO, OUTPUT, USAGE, fail, print_json
-from vmaweld.cli.replay_command import replay_for_terminal
+from vmaweld.cli.replaying import replay_for_terminal
 from vmaweld.output import Output
 from vmaweld.study.as_json import report_data
 from vmaweld.study.policies import DEFAULT_BASE, known_policies

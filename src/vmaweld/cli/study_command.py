@@ -11,15 +11,16 @@ from pathlib import Path
 import click
 
 from vmaweld.cli.common import INTERRUPTED, NO, OUTPUT, USAGE, console, fail, print_json
-from vmaweld.cli.record_command import record_for_terminal
-from vmaweld.cli.replay_command import replay_for_terminal
+from vmaweld.cli.recording import record_for_terminal
+from vmaweld.cli.replaying import replay_for_terminal
 from vmaweld.policy import PolicyError
 from vmaweld.scratch import Scratch
 from vmaweld.study.as_json import answer_data
 from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
 from vmaweld.study.text import print_answer
-from vmaweld.trace.perf import RecorderError
-from vmaweld.trace.recorder import RECORDERS, choose
+from vmaweld.trace.recorders.protocol import RecorderError
+from vmaweld.trace.recorders.table import RECORDERS
+from vmaweld.trace.recording import choose
 from vmaweld.trace.samples import open_sample, sample_names
 from vmaweld.trace.store import Trace, TraceError, open_trace
 
@@ -41,7 +42,9 @@ Examples:
     "-p", "--policy", "policies", multiple=True, metavar="POLICY", help="A policy to replay under. Repeatable."
 )
 @click.option("--base", metavar="KERNEL", help=f"The stock kernel: {known_policies()}. Default: {DEFAULT_BASE}.")
-@click.option("--recorder", type=click.Choice(RECORDERS), help="perf sees page faults; strace needs no privilege.")
+@click.option(
+    "--recorder", type=click.Choice(list(RECORDERS)), help="perf sees page faults; strace needs no privilege."
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON; the keys are told in docs/study.md.")
 @click.argument("command_line", metavar="[--] COMMAND...", nargs=-1, type=click.UNPROCESSED)
 def command(

@@ -13,8 +13,8 @@ from vmaweld.kernel.errors import KernelError
 from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.verify import run as verify_run
 from vmaweld.verify.run import Outcome
-from vmaweld.verify.scenario import as_test, story
-from vmaweld.words import count_text
+from vmaweld.verify.scenario import as_test
+from vmaweld.verify.text import outcome_lines
 
 _GUEST_TIMEOUT = 3600.0
 """Seconds for a guest's boot and verification; emulated, 50,000 events take some ten minutes."""
@@ -119,18 +119,8 @@ def _tell(outcome: Outcome, low: int, as_test_name: str | None, as_json: bool) -
     if as_json:
         print_json(outcome.as_json())
     else:
-        what = "hidden fields included" if outcome.exact else "visible fields only (root sees the hidden ones too)"
-        extent = f"{count_text(outcome.events, 'event')} in {count_text(outcome.programs, 'program')}"
-        if outcome.interrupted:
-            print("Interrupted.", end=" ")
-        print(f"{outcome.policy} against {outcome.kernel}: {extent}.")
-        if found is None:
-            here = " by then" if outcome.interrupted else ""
-            print(f"No difference{here}, {what}. Go on with --seed {outcome.next_seed}.")
-        else:
-            shrunk = "Interrupted while shrinking it" if outcome.interrupted else "Shrunk"
-            print(f"Model and kernel differ (program {outcome.failed_program}). {shrunk}:\n")
-            print("\n".join(story(found, low)))
+        for line in outcome_lines(outcome, low):
+            print(line)
     if found is not None and as_test_name:
         print("\n" + "\n".join(as_test(found, outcome.policy, as_test_name)))
     if outcome.interrupted:
@@ -141,7 +131,7 @@ def _tell(outcome: Outcome, low: int, as_test_name: str | None, as_json: bool) -
 
 def _verify_guest(version: str, events: int, seed: int, seconds: float, policy_name: str | None, as_json: bool) -> None:
     """The same verification inside a guest; what it prints and its exit status are ours."""
-    from vmaweld.kernel.guest import Guest, GuestError
+    from vmaweld.guests.guest import Guest, GuestError
 
     out = console(stderr=True)
 

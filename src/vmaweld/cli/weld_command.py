@@ -1,7 +1,6 @@
 """``vmaweld weld PID``: merge the open seams of a running process."""
 
 import sys
-from collections.abc import Sequence
 
 import click
 
@@ -11,9 +10,17 @@ from vmaweld.kernel import procfs
 from vmaweld.kernel.errors import KernelError
 from vmaweld.welding import guardian, remote
 from vmaweld.welding.errors import HalfDone, Refused
-from vmaweld.welding.plan import GAIN, Left, Plan
-from vmaweld.welding.report import Report, left_as_json
-from vmaweld.words import count_text, printable
+from vmaweld.welding.plan import GAIN, Plan
+from vmaweld.welding.report import Report
+from vmaweld.welding.text import (
+    interrupted_as_json,
+    interrupted_line,
+    left_lines,
+    plan_as_json,
+    plan_lines,
+    report_lines,
+)
+from vmaweld.words import count_text
 
 _EPILOG = """\b
 Examples:
@@ -76,10 +83,11 @@ def command(
     try:
         snapshot, plan = remote.survey(pid, options)
         if not as_json:
-            _tell_plan(pid, len(snapshot.rows), plan, unshare)
+            for line in plan_lines(pid, procfs.status(pid).name, len(snapshot.rows), plan, unshare):
+                click.echo(line)
         if dry_run:
             if as_json:
-                print_json(_plan_as_json(pid, len(snapshot.rows), plan, unshare))
+                print_json(plan_as_json(pid, len(snapshot.rows), plan, unshare))
             return
         if plan.candidates and not yes:
             if as_json or not sys.stdin.isatty():
@@ -100,7 +108,7 @@ def command(
     if as_json:
         print_json(report.as_json())
     else:
-        _tell_report(report)
+        _tell(report)
     if ended.interrupted:
         fail("interrupted, but the weld was done by then", INTERRUPTED)
     raise SystemExit(NO if any(left.reason != GAIN for left in report.left) else DONE)
@@ -111,68 +119,17 @@ def _progress(report: Report) -> None:
         click.echo(f"\r{report.closed:,} of {count_text(report.seams, 'seam')} closed\x1b[K", nl=False, err=True)
 
 
-def _amount(pages: int) -> str:
-    size = pages * abi.PAGE_SIZE
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if size >= scale:
-            return f"{count_text(pages, 'page')} ({size / scale:.1f} {unit})"
-    return f"{count_text(pages, 'page')} ({size >> 10} KiB)"
-
-
-def _tell_plan(pid: int, vmas: int, plan: Plan, unshare: bool) -> None:
-    name = procfs.status(pid).name
-    left = sum(entry.seams for entry in plan.left)
-    click.echo(
-        f"process {pid} ({printable(name)}): {count_text(vmas, 'VMA')}, {count_text(plan.seams + left, 'open seam')}"
-    )
-    if plan.candidates:
-        move = "moves" if plan.pages == 1 else "move"
-        click.echo(f"  {count_text(plan.seams, 'seam')} can be welded: {_amount(plan.pages)} {move}")
-        if unshare:
-            click.echo(f"  --unshare: {_amount(plan.shared)} will be copied, for others map them too")
-    _tell_left(plan.left, "stay")
-
-
-def _tell_left(left: Sequence[Left], verb: str) -> None:
-    by_reason: dict[str, tuple[int, int]] = {}
-    for entry in left:
-        seams, pages = by_reason.get(entry.reason, (0, 0))
-        by_reason[entry.reason] = seams + entry.seams, pages + entry.pages
-    for reason, (seams, pages) in sorted(by_reason.items(), key=lambda item: -item[1][0]):
-        shared = f" ({_amount(pages)})" if pages else ""
-        click.echo(f"  {count_text(seams, 'seam')} {verb}: {reason}{shared}")
-
-
-def _tell_report(report: Report) -> None:
+def _tell(report: Report) -> None:
     if sys.stderr.isatty() and len(report.pauses) > 1:
         click.echo("\r\x1b[K", nl=False, err=True)
-    if report.repaired:
-        click.echo(f"repaired: {report.repaired}")
+    for line in report_lines(report):
+        click.echo(line)
     if not report.pauses:
-        click.echo("nothing to weld")
         return
-    click.echo(
-        f"closed {count_text(report.closed, 'seam')}: "
-        f"{report.vmas_before:,} -> {count_text(report.vmas_after, 'VMA')}; moved {_amount(report.pages)}"
-    )
-    if report.copied:
-        click.echo(f"copied {_amount(report.copied)} that others map too")
-    pauses = sorted(report.pauses)
-    if len(pauses) == 1:
-        click.echo(f"all threads stood still for {pauses[0] * 1e3:.1f} ms")
-    else:
-        click.echo(
-            f"all threads stood still {len(pauses)} times, for {pauses[len(pauses) // 2] * 1e3:.1f} ms as a rule, "
-            f"{pauses[-1] * 1e3:.1f} ms at most"
-        )
-    if report.pauses_over and report.max_pause is not None:
-        click.echo(
-            f"  {count_text(report.pauses_over, 'pause')} longer than the {report.max_pause * 1e3:g} ms asked for: a "
-            "look at all VMAs, or --verify, takes that long by itself"
-        )
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
-    _tell_left(report.left, "left open")
+    for line in left_lines(report.left, "left open"):
+        click.echo(line)
 
 
 def _tell_interrupted(pid: int, vmas: int, plan: Plan, options: remote.Options, as_json: bool) -> None:
@@ -182,38 +139,6 @@ def _tell_interrupted(pid: int, vmas: int, plan: Plan, options: remote.Options, 
     """
     snapshot, rest = remote.survey(pid, options)
     if as_json:
-        before = plan.seams + sum(left.seams for left in plan.left)
-        left = rest.seams + sum(entry.seams for entry in rest.left)
-        data: dict[str, object] = {
-            "pid": pid,
-            "interrupted": True,
-            "vmas": {"before": vmas, "after": len(snapshot.rows)},
-            "seams": {"before": before, "closed": before - left, "left": left},
-        }
-        print_json(data)
+        print_json(interrupted_as_json(pid, vmas, plan, len(snapshot.rows), rest))
         return
-    fail(
-        f"interrupted: {vmas:,} -> {count_text(len(snapshot.rows), 'VMA')}, "
-        f"{count_text(rest.seams, 'seam')} of {plan.seams:,} can still be welded",
-        INTERRUPTED,
-    )
-
-
-def _plan_as_json(pid: int, vmas: int, plan: Plan, unshare: bool) -> dict[str, object]:
-    return {
-        "pid": pid,
-        "dry_run": True,
-        "vmas": {"before": vmas, "after": vmas - plan.seams},
-        "seams": {"weldable": plan.seams, "left": sum(left.seams for left in plan.left)},
-        "pages_to_move": plan.pages,
-        "pages_to_copy": plan.shared if unshare else 0,
-        "runs": [
-            {
-                "start": f"{candidate.rows[0].start:#x}",
-                "end": f"{candidate.rows[-1].end:#x}",
-                "seams": candidate.seams,
-            }
-            for candidate in plan.candidates
-        ],
-        "left": left_as_json(plan.left),
-    }
+    fail(interrupted_line(vmas, plan, len(snapshot.rows), rest), INTERRUPTED)

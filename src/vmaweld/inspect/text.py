@@ -41,6 +41,23 @@ def summary_line(report: Report) -> str:
     )
 
 
+def watch_line(report: Report, stamp: str, growth: float) -> str:
+    """What `inspect --watch` prints at time `stamp`. growth: VMAs a second."""
+    return (
+        f"{stamp} {printable(report.name)} pid={report.pid} vmas={report.vmas} limit={report.limit} "
+        f"share={100 * report.vmas / report.limit:.1f}% open={len(report.open)} growth={growth:+.1f}/s"
+    )
+
+
+def warning_line(report: Report, warn: float) -> str:
+    """That the process has the share `warn` of vm.max_map_count, or more."""
+    return (
+        f"{printable(report.name)} (pid {report.pid}) has {count_text(report.vmas, 'VMA')}, "
+        f"{percent_text(report.vmas, report.limit)} of vm.max_map_count {report.limit:,}, "
+        f"{warn * 100:.4g} % or more"
+    )
+
+
 def source_line(report: Report) -> str:
     """How far the answer can be trusted."""
     if report.exact:

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator
 
-from vmaweld.kernel import bpf, procfs
+from vmaweld.kernel import procfs
+from vmaweld.kernel.bpf import iterator
 from vmaweld.kernel.errors import KernelError, NotPermitted
 from vmaweld.snapshot import Snapshot
 
 
 def bpf_available() -> tuple[bool, str]:
     """(whether exact snapshots with all hidden fields work here, else the reason as a line for the user)."""
-    return bpf.available()
+    return iterator.available()
 
 
 def take(pid: int, *, flags: bool = True) -> Snapshot:
@@ -22,9 +23,9 @@ def take(pid: int, *, flags: bool = True) -> Snapshot:
     >>> take(os.getpid()).rows[-1].name   # doctest: +SKIP
     '[stack]'
     """
-    if not bpf.available()[0]:
+    if not iterator.available()[0]:
         return procfs.read_maps(pid, flags=flags)
-    snapshot = bpf.take(pid)
+    snapshot = iterator.take(pid)
     if not snapshot.rows:
         raise procfs.why_empty(pid)
     return snapshot

@@ -9,7 +9,7 @@ events before it have happened" needs no clock. The schema and the metadata are 
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -132,6 +132,12 @@ class Metadata:
     def lost(self) -> int:
         """Sum of all losses."""
         return sum(self.losses.values())
+
+    def add_losses(self, losses: Mapping[str, int]) -> None:
+        """Add counts by cause; a cause of which there are none is left out."""
+        for cause, number in losses.items():
+            if number:
+                self.losses[cause] = self.losses.get(cause, 0) + number
 
     def as_json(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""

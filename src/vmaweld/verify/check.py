@@ -5,7 +5,8 @@ from typing import Final
 from vmaweld import events as ev
 from vmaweld.abi import VM_MAYSHARE
 from vmaweld.events import Event
-from vmaweld.kernel.executor import Executor, ExecutorError
+from vmaweld.executor.executor import Executor
+from vmaweld.executor.process import ExecutorError
 from vmaweld.model.system import System, result_of
 from vmaweld.policy import Policy
 from vmaweld.snapshot import Snapshot

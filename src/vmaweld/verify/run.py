@@ -8,8 +8,9 @@ from typing import Final
 
 from vmaweld.abi import MAP_ANONYMOUS, MAP_PRIVATE, PAGE_SIZE, PROT_READ
 from vmaweld.events import Event
+from vmaweld.executor.arena import ARENA_LOW
+from vmaweld.executor.executor import Executor
 from vmaweld.kernel import syscalls
-from vmaweld.kernel.executor import ARENA_LOW, Executor
 from vmaweld.policy import Policy, policy_for_release
 from vmaweld.verify.check import Bench, Difference
 from vmaweld.verify.programs import DISK_FILE, MEMFDS, ProgramMaker

@@ -5,7 +5,9 @@ import gc
 from collections.abc import Iterator
 from types import TracebackType
 
-from vmaweld.kernel import bpf, bpf_records, procfs, snapshots
+from vmaweld.kernel import procfs, snapshots
+from vmaweld.kernel.bpf import iterator
+from vmaweld.kernel.bpf import records as bpf_records
 from vmaweld.kernel.errors import KernelError, NotSupported
 from vmaweld.snapshot import Snapshot
 
@@ -27,12 +29,12 @@ class Source:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._watch: bpf.Watch | None = None
+        self._watch: iterator.Watch | None = None
         self._records = b""
         self._last: Snapshot | None = None
-        if bpf.available()[0]:
+        if iterator.available()[0]:
             with contextlib.suppress(NotSupported):  # the process is gone
-                self._watch = bpf.loaded().watch(pid)
+                self._watch = iterator.loaded().watch(pid)
 
     def take(self) -> Snapshot:
         """A snapshot; the very same object as before where nothing has changed. Raises as `snapshots.take` does."""

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import snapshots
-from vmaweld.kernel.errors import KernelError
-from vmaweld.trace import open_files, perf_data
-from vmaweld.trace.assembler import SPECIAL_FLAGS, Assembler
+from vmaweld.trace.assembly import open_files
+from vmaweld.trace.assembly.assembler import Assembler
 from vmaweld.trace.calls import NUMBERS, TASK_NUMBERS, UNSEEN_NUMBERS
+from vmaweld.trace.machine import nodes, special_flags
 from vmaweld.trace.progress import Progress
+from vmaweld.trace.recorders import perf_data
+from vmaweld.trace.recorders.placing import Placing
+from vmaweld.trace.recorders.protocol import NoRoomError, Recorder, RecorderError
 from vmaweld.trace.sampler import MARGIN, Sample
 from vmaweld.trace.store import TraceWriter
 
@@ -35,40 +37,7 @@ _BUFFER_TOTAL: Final = 512 << 20
 _FULL: Final = re.compile("failed to write perf data, error: (.*)")
 """What perf says before it ends early (record__write in the kernel's tools/perf/builtin-record.c)."""
 _ROOM: Final = 1 << 16
-_NEVER: Final = 1 << 64  # beyond every time that a record can have
 _WRITE_FAULT: Final = 2  # bit 1 of the page fault's error code
-
-
-class RecorderError(Exception):
-    """The recorder does not work here; one line: what, why, what to do."""
-
-
-class NoRoomError(Exception):
-    """The disk is full on which a recorder keeps what it sees; one line."""
-
-
-def available() -> tuple[bool, str]:
-    """(whether perf can be expected to record here, else the reason and the remedy as a line for the user)."""
-    if shutil.which("perf") is None:
-        return False, "perf is not installed: apt install linux-perf"
-    mount_tracefs()
-    try:
-        (_TRACEFS / "events/raw_syscalls/sys_enter/id").read_bytes()
-    except FileNotFoundError:
-        return False, "tracefs is not mounted: as root, mount -t tracefs nodev /sys/kernel/tracing"
-    except PermissionError:
-        return False, "tracefs is for root alone: run as root"
-    if os.geteuid() != 0:
-        try:
-            paranoid = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
-        except (OSError, ValueError):
-            paranoid = 2
-        if paranoid > -1:
-            return (
-                False,
-                f"kernel.perf_event_paranoid is {paranoid}: run as root, or sysctl kernel.perf_event_paranoid=-1",
-            )
-    return True, ""
 
 
 def mount_tracefs() -> None:
@@ -78,36 +47,22 @@ def mount_tracefs() -> None:
         libc.mount(b"nodev", os.fsencode(_TRACEFS), b"tracefs", 0, None)
 
 
-def special_flags() -> dict[str, int]:
-    """``VM_*`` of this kernel's own mappings (``[vdso]`` ...), read off this very process."""
-    try:
-        own = snapshots.take(os.getpid())
-    except (KernelError, OSError):
-        return SPECIAL_FLAGS
-    found = {row.name: row.flags for row in own.rows if row.name.startswith("[v")} if own.flags_exact else {}
-    return {**SPECIAL_FLAGS, **found}
-
-
-def nodes() -> str:
-    """The machine's memory nodes as a list, "0" or "0-3"."""
-    try:
-        return Path("/sys/devices/system/node/has_memory").read_text().strip() or "0"
-    except OSError:
-        return "0"
-
-
-class PerfRecorder:
+class PerfRecorder(Recorder):
     """perf, attached to one process and all that it will fork.
 
     directory: where perf.data grows. buffer: bytes of each CPU's ring buffer, a power of two of pages; None takes what
     a storm of page faults needs, and less where there are many CPUs.
     """
 
-    name: Final = "perf"
-    faults: Final = "seen"
-    seizes: Final = True
-    clock = staticmethod(time.monotonic_ns)
-    """CLOCK_MONOTONIC, which perf is told to stamp its records with."""
+    name = "perf"
+    means = "record: every call, every page fault, exec's own mappings"
+    faults = "seen"
+    seizes = True
+    losses = {
+        "perf_records": "records lost by perf (events are missing, what follows them may be wrong): {:,}",
+        "perf_file_cut_short": "perf did not finish its file: the end of the recording is missing",
+        "userfaultfd": "userfaultfds made, with ranges that perf does not see: {:,}",
+    }
 
     def __init__(self, directory: Path, buffer: int | None = None) -> None:
         self._buffer = _LARGEST_BUFFER if buffer is None else buffer
@@ -123,13 +78,34 @@ class PerfRecorder:
         self._control = -1
         self._begin = 0
 
-    def command(self, command: list[str]) -> list[str]:
-        """What is to be run: `command` itself."""
-        return command
+    @classmethod
+    def available(cls) -> tuple[bool, str]:
+        """Whether perf is installed, tracefs is there and its events are permitted."""
+        if shutil.which("perf") is None:
+            return False, "perf is not installed: apt install linux-perf"
+        mount_tracefs()
+        try:
+            (_TRACEFS / "events/raw_syscalls/sys_enter/id").read_bytes()
+        except FileNotFoundError:
+            return False, "tracefs is not mounted: as root, mount -t tracefs nodev /sys/kernel/tracing"
+        except PermissionError:
+            return False, "tracefs is for root alone: run as root"
+        if os.geteuid() != 0:
+            try:
+                paranoid = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+            except (OSError, ValueError):
+                paranoid = 2
+            if paranoid > -1:
+                return (
+                    False,
+                    f"kernel.perf_event_paranoid is {paranoid}: run as root, or sysctl kernel.perf_event_paranoid=-1",
+                )
+        return True, ""
 
-    def target(self, pid: int) -> int:
-        """The command's own process: `pid` itself."""
-        return pid
+    @staticmethod
+    def clock() -> int:
+        """CLOCK_MONOTONIC, which perf is told to stamp its records with."""
+        return time.monotonic_ns()
 
     def attach(self, pid: int) -> None:
         """Start perf on `pid` and wait until it records. Raises RecorderError, NoRoomError."""
@@ -240,13 +216,8 @@ class PerfRecorder:
         except (OSError, perf_data.PerfDataError) as error:
             raise RecorderError(f"perf recorded nothing that can be read ({error}): {self._complaint()}") from None
         assembler.finish()
-        losses = writer.metadata.losses
-        if data.losses:
-            losses["perf_records"] = losses.get("perf_records", 0) + data.losses
-        if data.truncated:
-            losses["perf_file_cut_short"] = 1
-        for cause, number in assembler.losses.items():
-            losses[cause] = losses.get(cause, 0) + number
+        writer.metadata.add_losses({"perf_records": data.losses, "perf_file_cut_short": int(data.truncated)})
+        writer.metadata.add_losses(assembler.losses)
 
 
 def feed(
@@ -258,17 +229,14 @@ def feed(
     progress: Callable[[int], None],
 ) -> None:
     """Give all records of `data` to `assembler`, and the samples to `writer` at their place."""
-    waiting = iter(samples)
-    sample = next(waiting, None)
-    due = sample.end if sample else _NEVER
+    placing = Placing(samples, assembler, writer, begin, MARGIN)
+    due = placing.due
     names = _NAMES
     for record in data.records(progress):
         now = record[0]
-        while now > due:
-            assert sample is not None
-            place_sample(sample, assembler, writer, begin)
-            sample = next(waiting, None)
-            due = sample.end if sample else _NEVER
+        if now > due:
+            placing.until(now)
+            due = placing.due
         kind = record[1]
         if kind == perf_data.FAULT:
             assembler.fault(now, record[2], record[4], bool(record[5] & _WRITE_FAULT))
@@ -292,13 +260,4 @@ def feed(
             assembler.execed(now, record[2], record[4])
         elif kind == perf_data.ENDED:
             assembler.ended(now, record[2], record[3])
-    while sample is not None:
-        place_sample(sample, assembler, writer, begin)
-        sample = next(waiting, None)
-
-
-def place_sample(sample: Sample, assembler: Assembler, writer: TraceWriter, begin: int) -> None:
-    """Write `sample` here where its process was at rest throughout; else its place would be a guess: drop it."""
-    quiet = assembler.quiet_since(sample.snapshot.pid)
-    if quiet is not None and quiet < sample.begin - MARGIN:
-        writer.append_snapshot(sample.snapshot, max(0, sample.end - begin))
+    placing.finish()

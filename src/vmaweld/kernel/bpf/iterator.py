@@ -1,7 +1,7 @@
 """Exact snapshots: every VMA with its page offset, its anon_vma and all its flags, through BPF's ``iter/task_vma``.
 
 Needs root, or CAP_BPF and CAP_PERFMON, and a kernel since 5.17 with BTF. The program is loaded with bpf(2) itself
-(`bpf_program` tells why), once a process; one iterator link a watched process makes further snapshots cheap. Until 6.0
+(`program` tells why), once a process; one iterator link a watched process makes further snapshots cheap. Until 6.0
 an iterator walks the VMAs of all processes: there each watched process has a program that passes over the others.
 
 Consistency. The iterator holds the mmap lock for reading, but lets go of it whenever its 32 KiB buffer is full or a
@@ -23,9 +23,9 @@ from collections.abc import Generator
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import bpf_program as program
-from vmaweld.kernel import bpf_records
-from vmaweld.kernel.btf import Btf, BtfError
+from vmaweld.kernel.bpf import program
+from vmaweld.kernel.bpf import records as bpf_records
+from vmaweld.kernel.bpf.btf import Btf, BtfError
 from vmaweld.kernel.errors import KernelError, NotPermitted, NotSupported
 from vmaweld.snapshot import Snapshot
 
@@ -63,7 +63,7 @@ class Program:
     """The iterator program, loaded for one range of addresses.
 
     low, high: only VMAs that overlap ``[low, high)`` are shown.
-    pid: only those of that process (`bpf_program.READER`: the one that reads), where the iterator cannot be told.
+    pid: only those of that process (`program.READER`: the one that reads), where the iterator cannot be told.
     Raises NotPermitted or NotSupported, the message naming what is missing.
     """
 
@@ -149,7 +149,7 @@ class Watch:
         self._buffer.madvise(mmap.MADV_RANDOM)
 
     def read(self) -> bytes:
-        """The records of one walk, as `bpf_program.RECORD`; empty where the process is gone or has no address space."""
+        """The records of one walk, as `program.RECORD`; empty where the process is gone or has no address space."""
         return self._buffer[: max((end for _start, end in self._walk(keep=True)), default=0)]
 
     def read_consistent(self) -> tuple[bytes, bool]:

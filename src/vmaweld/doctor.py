@@ -5,17 +5,25 @@ import ctypes
 import mmap
 import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from rich.text import Text
 
 from vmaweld import __version__, build
+from vmaweld.guests import guest
 from vmaweld.kernel import ptrace, snapshots, syscalls
 from vmaweld.kernel.userfaultfd import FEATURE_MOVE, Userfaultfd
-from vmaweld.trace import perf, strace
+from vmaweld.trace.machine import transparent_hugepage
+from vmaweld.trace.recorders.table import RECORDERS
+
+_MARKS: Final[dict[bool | None, tuple[str, str]]] = {None: ("- ", "dim"), True: ("ok", "green"), False: ("no", "red")}
+_LEAST: Final = 40
+"""Columns that a description needs beside the names. On a terminal without them it goes below."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -32,17 +40,13 @@ class Capability:
     means: str
     how: str
 
-    def as_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
-
 
 def examine() -> Iterator[Capability]:
     """Everything, in the order in which a reader wants it. Nothing is left behind but a mounted tracefs."""
     yield _build()
     yield _kernel()
-    yield _tried("perf", perf.available(), "record: every call, every page fault, exec's own mappings")
-    yield _tried("strace", strace.available(), "record without privilege: page faults are assumed, not seen")
+    for recorder in RECORDERS.values():
+        yield _tried(recorder.name, recorder.available(), recorder.means)
     yield _tried("bpf", snapshots.bpf_available(), "inspect, verify, record: page offsets, anon_vmas and all flags")
     yield _ptrace()
     yield from _userfaultfd()
@@ -132,7 +136,7 @@ def _names() -> Capability:
 
 
 def _guests() -> Capability:
-    found = shutil.which("qemu-system-x86_64") is not None
+    found = guest.installed()
     means = "verify --guest: the same programs on other kernels"
     return Capability(
         "guests", found, "installed" if found else "no", means, "" if found else "apt install qemu-system-x86"
@@ -164,10 +168,7 @@ def _settings() -> Iterator[Capability]:
         "sysctl kernel.yama.ptrace_scope=0",
         "0",
     )
-    try:
-        thp = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().partition("[")[2].partition("]")[0]
-    except OSError:
-        thp = "not there"
+    thp = transparent_hugepage() or "not there"
     yield Capability("transparent_hugepage", None, thp, "a fault may fill 2 MiB at once, in a VMA large enough", "")
 
 
@@ -176,3 +177,36 @@ def _sysctl(name: str) -> str:
         return Path("/proc/sys", name.replace(".", "/")).read_text().strip()
     except OSError:
         return ""
+
+
+def as_json(found: Sequence[Capability]) -> dict[str, Any]:
+    """What was found, as JSON: all fields by name."""
+    return {"capabilities": [asdict(each) for each in found]}
+
+
+def as_text(found: Sequence[Capability], width: int) -> Iterator[Text]:
+    """What was found, and a last line that tells what is missing.
+
+    Lines are at most `width` wide but for the commands to copy: each of those is one line, however long.
+    """
+    names = max(len(each.name) for each in found)
+    beside = width - names - 6 >= _LEAST
+    indent = " " * (names + 6 if beside else 4)
+    for each in found:
+        mark, style = _MARKS[each.ok]
+        text = textwrap.wrap(_description(each), width - len(indent), break_long_words=False, break_on_hyphens=False)
+        if beside:
+            yield Text.assemble(each.name.ljust(names), "  ", (mark, style), "  ", text.pop(0))
+        else:
+            yield Text.assemble((mark, style), "  ", each.name)
+        for line in text:
+            yield Text(indent + line)
+        if each.how:
+            yield Text(f"{indent}{'get it' if each.ok is False else 'change it'}: {each.how}")
+    missing = [each.name for each in found if each.ok is False]
+    yield Text()
+    yield Text(f"Missing here: {', '.join(missing)}." if missing else "Everything works here.")
+
+
+def _description(each: Capability) -> str:
+    return each.means if each.value in ("works", "no") else f"{each.value}: {each.means}"

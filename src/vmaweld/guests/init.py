@@ -1,6 +1,6 @@
 """The first process of a guest: loads modules, mounts the host's files, runs one command, powers off.
 
-It runs from the initial RAM disk in a copy of the host's own Python (`guest` packs it), so the host needs neither
+It runs from the initial RAM disk in a copy of the host's own Python (`ramdisk` packs it), so the host needs neither
 busybox nor a compiler. The host's files are the lower layer of an overlay: what is written to them stays in the guest's
 memory. TMPDIR is a ramfs: a file there is an ordinary file, not shared memory, as it would be on a tmpfs.
 """

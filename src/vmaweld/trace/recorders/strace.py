@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Final
 
 from vmaweld import abi, events
-from vmaweld.abi import PAGE_SHIFT, page_align_up
+from vmaweld.abi import PAGE_SHIFT
 from vmaweld.events import Event
 from vmaweld.snapshot import Row, Snapshot
-from vmaweld.trace import strace_log
-from vmaweld.trace.assembler import Assembler
+from vmaweld.trace.assembly.assembler import Assembler
 from vmaweld.trace.calls import NUMBERS, policy_text
-from vmaweld.trace.perf import NoRoomError
 from vmaweld.trace.progress import Progress
+from vmaweld.trace.recorders import strace_log
+from vmaweld.trace.recorders.assumed_writes import AssumeWrites
+from vmaweld.trace.recorders.placing import Placing
+from vmaweld.trace.recorders.protocol import NoRoomError, Recorder
+from vmaweld.trace.recorders.strace_pipe import COLUMNS, LogPipe
 from vmaweld.trace.sampler import Sample
 from vmaweld.trace.store import TraceWriter
-from vmaweld.trace.strace_pipe import COLUMNS, LogPipe
 
 _TASKS: Final = ("clone", "clone3", "fork", "vfork")
 _EXECS: Final = ("execve", "execveat")
@@ -34,42 +36,50 @@ _MARGIN: Final = 5_000_000
 """Nanoseconds: strace stamps a call's line with its beginning, and is slow itself."""
 
 
-def available() -> tuple[bool, str]:
-    """(whether strace can be expected to record here, else the reason and the remedy as a line for the user)."""
-    strace = shutil.which("strace")
-    if strace is None:
-        return False, "strace is not installed: apt install strace"
-    try:
-        subprocess.run(
-            [strace, "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=brk", "--", "/bin/true"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-        return False, f"strace does not work here: {said[0] if said else error}"
-    return True, ""
-
-
-class StraceRecorder:
+class StraceRecorder(Recorder):
     """strace around the command: `command` gives what is to be run in its place.
 
     directory: where the log grows. looks: by process, what each of its execs had mapped, in their order; None where
     the process was gone before.
     """
 
-    name: Final = "strace"
-    faults: Final = "assumed"
-    seizes: Final = False  # strace is the tracer already
-    clock = staticmethod(time.time_ns)
-    """CLOCK_REALTIME, as in the log's lines."""
+    name = "strace"
+    means = "record without privilege: page faults are assumed, not seen"
+    faults = "assumed"
+    seizes = False  # strace is the tracer already
+    losses = {
+        "execs_without_mappings": "programs that ended too soon for a look at what exec had mapped: {:,}",
+        "tasks_of_unknown_parent": "tasks left out, for it is not known who made them: {:,}",
+    }
 
     def __init__(self, directory: Path) -> None:
         self._log = directory / "strace.log"
         self._pipe: LogPipe | None = None
         self.looks: Mapping[int, Sequence[Snapshot | None]] = {}
+
+    @classmethod
+    def available(cls) -> tuple[bool, str]:
+        """Whether strace is installed and may trace."""
+        strace = shutil.which("strace")
+        if strace is None:
+            return False, "strace is not installed: apt install strace"
+        try:
+            subprocess.run(
+                [strace, "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=brk", "--", "/bin/true"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=True,
+                timeout=10,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+            return False, f"strace does not work here: {said[0] if said else error}"
+        return True, ""
+
+    @staticmethod
+    def clock() -> int:
+        """CLOCK_REALTIME, as in the log's lines."""
+        return time.time_ns()
 
     def command(self, command: list[str]) -> list[str]:
         """The command line that runs `command` under strace."""
@@ -117,8 +127,7 @@ class StraceRecorder:
             for line in strace_log.parse(_counted(lines, lambda count: progress("reading strace's log", count, size))):
                 feed.take(line)
             feed.finish()
-        for cause, number in assembler.losses.items():
-            writer.metadata.losses[cause] = writer.metadata.losses.get(cause, 0) + number
+        writer.metadata.add_losses(assembler.losses)
 
 
 def _counted(lines: Iterator[str], progress: Callable[[int], None]) -> Iterator[str]:
@@ -128,51 +137,6 @@ def _counted(lines: Iterator[str], progress: Callable[[int], None]) -> Iterator[
         if number % 10_000 == 0:
             progress(count)
         yield line
-
-
-class AssumeWrites:
-    """Hands events on; behind each that makes private memory writable, a write to all of it.
-
-    mmap and mprotect with PROT_WRITE, brk and mremap that grow. Where the range holds shared or read-only memory too,
-    the machine that replays it knows, and a write there does nothing to an anon_vma.
-    """
-
-    def __init__(self, emit: Callable[[Event], None]) -> None:
-        self._emit = emit
-        self._breaks: dict[int, int] = {}
-
-    def __call__(self, event: Event) -> None:
-        """Take one event."""
-        op, result, pid, time = event.op, event.result, event.pid, event.time
-        self._emit(event)
-        if op == events.FORK:
-            if pid in self._breaks:
-                self._breaks[event.child] = self._breaks[pid]
-        elif op in (events.EXEC, events.EXIT):
-            self._breaks.pop(pid, None)
-        elif op == events.PLACE:
-            if event.flags & (abi.VM_WRITE | abi.VM_SHARED | abi.VM_MAYSHARE) == abi.VM_WRITE:
-                self._write(pid, time, event.addr, event.length)
-        elif op == events.BRK and result is not None:
-            before = self._breaks.get(pid, result)
-            self._breaks[pid] = result
-            if result > before:
-                self._write(pid, time, page_align_up(before), page_align_up(result) - page_align_up(before))
-        elif result is None or result < 0:
-            return
-        elif op == events.MMAP:
-            if event.prot & abi.PROT_WRITE and event.flags & abi.MAP_TYPE == abi.MAP_PRIVATE:
-                self._write(pid, time, result, page_align_up(event.length))
-        elif op == events.MPROTECT:
-            if event.prot & abi.PROT_WRITE:
-                self._write(pid, time, event.addr, page_align_up(event.length))
-        elif op == events.MREMAP and event.new_length > event.length:
-            old = page_align_up(event.length)
-            self._write(pid, time, result + old, page_align_up(event.new_length) - old)
-
-    def _write(self, pid: int, time: int, addr: int, length: int) -> None:
-        if length > 0:
-            self._emit(Event(events.WRITE, pid, addr=addr, length=length, time=time))
 
 
 class _Feed:
@@ -187,10 +151,7 @@ class _Feed:
         begin: int,
     ) -> None:
         self._assembler = assembler
-        self._writer = writer
-        self._begin = begin
-        self._samples = samples
-        self._next_sample = 0
+        self._placing = Placing(samples, assembler, writer, begin, _MARGIN)
         self._looks = {pid: iter(seen) for pid, seen in looks.items()}
         self._pid_of: dict[int, int] = {}
         self._unknown: dict[int, list[strace_log.Line]] = {}  # what tasks did before their maker's call returned
@@ -198,8 +159,7 @@ class _Feed:
     def take(self, line: strace_log.Line) -> None:
         """One line of the log."""
         kind, now, tid, name, arguments, result = line
-        while self._next_sample < len(self._samples) and now > self._samples[self._next_sample].end:
-            self._place_sample()
+        self._placing.until(now)
         pid = self._pid_of.get(tid)
         if pid is None:
             if self._pid_of:
@@ -276,19 +236,11 @@ class _Feed:
         )
         self._assembler.happened(now, pid, event)
 
-    def _place_sample(self) -> None:
-        sample = self._samples[self._next_sample]
-        self._next_sample += 1
-        quiet = self._assembler.quiet_since(sample.snapshot.pid)
-        if quiet is not None and quiet < sample.begin - _MARGIN:
-            self._writer.append_snapshot(sample.snapshot, max(0, sample.end - self._begin))
-
     def finish(self) -> None:
         """The log is at its end."""
         if self._unknown:
             self._assembler.count("tasks_of_unknown_parent", len(self._unknown))
-        while self._next_sample < len(self._samples):
-            self._place_sample()
+        self._placing.finish()
         self._assembler.finish()
 
 

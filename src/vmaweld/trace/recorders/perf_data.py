@@ -1,4 +1,4 @@
-"""Reads perf.data itself: the records of the events that `vmaweld.trace.perf` asks for, in order of time.
+"""Reads perf.data itself: the records of the events that `vmaweld.trace.recorders.perf` asks for, in order of time.
 
 Why not ``perf script``: it prints each record as text only for us to take it apart again, several times slower than
 reading the binary records; it needs tracefs and a libtraceevent that knows the running kernel's formats; and its text
@@ -96,7 +96,7 @@ _Decoder = tuple[Callable[[Any, int], Record], int]
 
 
 class PerfDataError(Exception):
-    """The file is not what `vmaweld.trace.perf` made; one line."""
+    """The file is not what `vmaweld.trace.recorders.perf` made; one line."""
 
 
 class PerfData:

@@ -12,7 +12,7 @@ Instruction encoding: the kernel's ``Documentation/bpf/standardization/instructi
 import struct
 from typing import Final
 
-from vmaweld.kernel.btf import Btf, BtfError
+from vmaweld.kernel.bpf.btf import Btf, BtfError
 
 ITERATOR: Final = "bpf_iter_task_vma"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from vmaweld.kernel.guest_archive import KERNELS, NEWER, Apt, GuestError, files
+from vmaweld.guests.archive import KERNELS, NEWER, Apt, GuestError, files
 
 MODULES: Final = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 """What a guest needs beside the kernel itself, unless it is built in."""

@@ -57,7 +57,7 @@ _HEAP: Final = 24 << 20
 _FLUSH: Final = 1 << 17
 _READ_SIZE: Final = 1 << 16
 _VECTORS: Final = 1024
-_RECORD: Final = 136  # bytes of `bpf_program.RECORD`
+_RECORD: Final = 136  # bytes of `kernel.bpf.program.RECORD`
 _EINVAL, _EAGAIN, _EFAULT = 22, 11, 14
 
 _NR_READ, _NR_MMAP, _NR_IOCTL, _NR_PWRITE, _NR_READV, _NR_PWRITEV = 0, 9, 16, 18, 19, 296

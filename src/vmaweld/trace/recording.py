@@ -2,27 +2,26 @@
 
 import gc
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from vmaweld.abi import DEFAULT_MAX_MAP_COUNT, PAGE_SIZE
 from vmaweld.output import OutputError
-from vmaweld.trace import perf, strace
+from vmaweld.trace import machine
 from vmaweld.trace.launch import Launch, LaunchError
-from vmaweld.trace.perf import NoRoomError, PerfRecorder, RecorderError
 from vmaweld.trace.progress import Progress
+from vmaweld.trace.recorders.protocol import NoRoomError, Recorder, RecorderError
+from vmaweld.trace.recorders.table import RECORDERS
 from vmaweld.trace.sampler import Sample, Sampler
 from vmaweld.trace.store import Metadata, TraceWriter
-from vmaweld.trace.strace import StraceRecorder
+from vmaweld.words import count_text
 
-RECORDERS: Final = ("perf", "strace")
+_LOSSES: Final = {"processes_32_bit": "32-bit programs, left out: {:,}"}
+"""What no recorder can tell, in the form of `Recorder.losses`."""
 
 
 class CommandError(Exception):
@@ -43,59 +42,54 @@ class Recording:
     fallback: str
     seconds: float
 
+    def as_json(self) -> dict[str, object]:
+        """All of it by name, and what matters of the metadata; a path is text."""
+        meta = self.metadata
+        return {
+            "trace": str(self.path),
+            "command": meta.command,
+            "exit_status": self.exit_status,
+            "seconds": round(self.seconds, 3),
+            "recorder": meta.recorder,
+            "faults": meta.faults,
+            "fallback": self.fallback,
+            "processes": meta.processes,
+            "events": meta.events,
+            "snapshots": meta.snapshots,
+            "bytes": self.path.stat().st_size,
+            "losses": meta.losses,
+            "notes": meta.notes,
+        }
 
-def choose(wanted: str | None) -> tuple[str, str]:
+    def as_text(self) -> str:
+        """What has been recorded, as a line."""
+        meta = self.metadata
+        lost = count_text(meta.lost, "loss", "losses") if meta.losses else "nothing lost"
+        return (
+            f"{self.path}: {count_text(meta.processes, 'process', 'processes')}, "
+            f"{count_text(meta.events, 'event')} in {self.seconds:.1f} s "
+            f"with {meta.recorder} (faults {meta.faults}), "
+            f"{count_text(meta.snapshots, 'true snapshot')}, {lost}"
+        )
+
+
+def choose(wanted: str | None) -> tuple[type[Recorder], str]:
     """(the recorder to use, why not a better one or ""). Raises RecorderError where none, or not the wanted, works."""
-    if wanted not in (None, *RECORDERS):
-        raise RecorderError(f"there is no recorder {wanted!r}: choose perf or strace")
-    perf_ok, perf_reason = (False, "") if wanted == "strace" else perf.available()
-    if perf_ok:
-        return "perf", ""
-    if wanted == "perf":
-        raise RecorderError(perf_reason)
-    strace_ok, strace_reason = strace.available()
-    if strace_ok:
-        return "strace", perf_reason
-    raise RecorderError("; ".join(reason for reason in (perf_reason, strace_reason) if reason))
-
-
-def machine_metadata(command: Sequence[str]) -> Metadata:
-    """What the trace's metadata says about this machine, before anything has been recorded."""
-    return Metadata(
-        command=list(command),
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        kernel=platform.release(),
-        machine=platform.machine(),
-        page_size=PAGE_SIZE,
-        max_map_count=_number("/proc/sys/vm/max_map_count", DEFAULT_MAX_MAP_COUNT),
-        overcommit=_number("/proc/sys/vm/overcommit_memory", 0),
-        thp=_chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
-        nodes=len(_list(perf.nodes())),
-    )
-
-
-def _number(path: str, default: int) -> int:
-    try:
-        return int(Path(path).read_text())
-    except (OSError, ValueError):
-        return default
-
-
-def _chosen(path: str) -> str:
-    """The word in brackets: ``always [madvise] never``."""
-    try:
-        return Path(path).read_text().partition("[")[2].partition("]")[0]
-    except OSError:
-        return ""
-
-
-def _list(text: str) -> list[int]:
-    """The numbers of a kernel list such as "0-2,5"."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        low, _, high = part.partition("-")
-        numbers += range(int(low), int(high or low) + 1)
-    return numbers
+    if wanted is not None:
+        chosen = RECORDERS.get(wanted)
+        if chosen is None:
+            raise RecorderError(f"there is no recorder {wanted!r}: choose {' or '.join(RECORDERS)}")
+        works, reason = chosen.available()
+        if not works:
+            raise RecorderError(reason)
+        return chosen, ""
+    reasons: list[str] = []
+    for each in RECORDERS.values():
+        works, reason = each.available()
+        if works:
+            return each, "; ".join(reasons)
+        reasons.append(reason)
+    raise RecorderError("; ".join(reasons))
 
 
 def record(
@@ -105,13 +99,13 @@ def record(
     recorder: str | None = None,
     snapshots: bool = True,
     progress: Progress = lambda what, done, total: None,
-    started: Callable[[str, str], None] = lambda name, fallback: None,
+    started: Callable[[type[Recorder], str], None] = lambda chosen, fallback: None,
 ) -> Recording:
     """Run `command` and record what it and its children do to memory into the trace file `output`.
 
     The command has our terminal, user, environment and directory; its end ends the recording.
 
-    recorder: "perf" or "strace"; None takes the best that works. snapshots: take true snapshots too.
+    recorder: a name of `RECORDERS`; None takes the best that works. snapshots: take true snapshots too.
     progress: told what is being done while the recording is turned into the trace. started: told the recorder and why
     not a better one, right before the command begins.
 
@@ -128,14 +122,14 @@ def record(
     if program is None:
         what = "not executable" if os.path.exists(command[0]) and "/" in command[0] else "command not found"
         raise CommandError(f"{command[0]}: {what}")
-    name, fallback = choose(recorder)
-    metadata = machine_metadata(command)
-    metadata.recorder = name
+    chosen, fallback = choose(recorder)
+    metadata = machine.metadata(command)
+    metadata.recorder = chosen.name
+    metadata.faults = chosen.faults
     # The writer first: an output that cannot be written is known before the command has run.
     with TraceWriter(path, metadata, inputs=[program]) as writer:
-        source = PerfRecorder(writer.directory) if name == "perf" else StraceRecorder(writer.directory)
-        metadata.faults = source.faults
-        started(name, fallback)
+        source = chosen(writer.directory)
+        started(chosen, fallback)
         try:
             root, status, samples, seconds = _run(list(command), source, snapshots)
             metadata.exit_status = status
@@ -145,13 +139,11 @@ def record(
             raise OutputError(
                 f"cannot write {path}: no room beside it for what is recorded ({error}); name an output on another disk"
             ) from None
-        metadata.notes += _notes(metadata)
+        metadata.notes += _notes(metadata, chosen)
     return Recording(path, status, metadata, fallback, seconds)
 
 
-def _run(
-    command: list[str], source: PerfRecorder | StraceRecorder, snapshots: bool
-) -> tuple[int, int, list[Sample], float]:
+def _run(command: list[str], source: Recorder, snapshots: bool) -> tuple[int, int, list[Sample], float]:
     with Launch(source.command(command)) as launch:
         sampler = Sampler(launch.pid, source.clock)
         try:
@@ -184,14 +176,7 @@ def _without_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _notes(metadata: Metadata) -> list[str]:
+def _notes(metadata: Metadata, recorder: type[Recorder]) -> list[str]:
     """What the losses mean, a line each."""
-    meanings = {
-        "perf_records": "records lost by perf (events are missing, what follows them may be wrong): {:,}",
-        "perf_file_cut_short": "perf did not finish its file: the end of the recording is missing",
-        "processes_32_bit": "32-bit programs, left out: {:,}",
-        "userfaultfd": "userfaultfds made, with ranges that perf does not see: {:,}",
-        "execs_without_mappings": "programs that ended too soon for a look at what exec had mapped: {:,}",
-        "tasks_of_unknown_parent": "tasks left out, for it is not known who made them: {:,}",
-    }
+    meanings = {**_LOSSES, **recorder.losses}
     return [meanings[cause].format(number) for cause, number in metadata.losses.items() if cause in meanings]

@@ -1,4 +1,4 @@
-"""The records of the BPF iterator as rows: the other end of `bpf_program`.
+"""The records of the BPF iterator as rows: the other end of `program`.
 
 A module of its own, so that it can be compiled: a snapshot of 60,000 VMAs is 60,000 times through one loop.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from vmaweld.abi import EARLIER_BITS
-from vmaweld.kernel.bpf_program import ACTIVE, ANON_VMA, NAME_TAG, RECORD, ROOT, SEQUENCE, START, WORDS
+from vmaweld.kernel.bpf.program import ACTIVE, ANON_VMA, NAME_TAG, RECORD, ROOT, SEQUENCE, START, WORDS
 from vmaweld.policy import release_numbers
 from vmaweld.snapshot import AnonVma, Row, Snapshot
 
@@ -48,7 +48,7 @@ def policy_text(mode: int, flags: int, nodes: int) -> str:
 
 
 def parse(pid: int, records: bytes, consistent: bool = True, *, file_name: FileName | None = None) -> Snapshot:
-    """The records of a `bpf.Watch` as a Snapshot.
+    """The records of a `iterator.Watch` as a Snapshot.
 
     file_name: names the file of the first row that maps it, from (start, end, device, inode); where there is none,
         /proc/PID/map_files is asked. The device is the kernel's number: major << 20 | minor.

@@ -1,0 +1,1 @@
+"""Sacrificial processes that perform events for real."""

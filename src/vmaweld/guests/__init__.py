@@ -1,0 +1,1 @@
+"""Other kernels: fetched from the archives of distributions, booted in QEMU, run in."""

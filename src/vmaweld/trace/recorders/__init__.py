@@ -1,0 +1,1 @@
+"""Recorders: each observes a command in its own way and makes the same events of it."""
