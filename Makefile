@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Everything runs in .venv, which is made when it is missing. `make help` tells the targets.
 
 SHELL := /bin/sh

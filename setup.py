@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Build hook: compiles the model, its replay and live reports with mypyc, where a C compiler is there.
 
 Where there is none, they stay plain Python.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where the pure Python model spends its work on a workload: bytecodes and calls of every function, for each event.
 
     python benchmarks/bytecodes.py [NAME ...]

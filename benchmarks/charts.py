@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Line charts on two logarithmic axes, as standalone SVG: nothing to install, readable on light and dark pages."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Random events on the model under every kernel and change, every invariant checked after each, for as long as told.
 
     python benchmarks/check_random.py --minutes 10

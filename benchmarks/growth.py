@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How the model's cost grows: with VMAs, with processes, with memory touched; and what each thing weighs.
 
     python benchmarks/growth.py [--quick] [--json FILE] [--plots FOLDER]

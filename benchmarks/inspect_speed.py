@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How long inspect takes for one process of 60,000 VMAs, beside pmap -X and psutil, in one run.
 
     python benchmarks/inspect_speed.py [--rounds N]

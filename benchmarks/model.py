@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The model against the running kernel: the very same calls on both, side by side in one run.
 
     python benchmarks/model.py [--rounds N] [--json] [NAME ...]

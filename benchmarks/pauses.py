@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How long the slices of a weld really pause a large process, for the pauses that one asks for.
 
 ``python benchmarks/pauses.py [--fragments 12000] [--json]`` (root). The fragments have two pages each, so the process

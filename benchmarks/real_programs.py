@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Real programs under study: what they miss, what the series recovers, and how exact the model is on them.
 
     python benchmarks/real_programs.py [--only NAME ...] [--base KERNEL] [--json] [--keep DIRECTORY]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Replaying real programs: how long the replay takes, against how long the program itself ran.
 
     python benchmarks/recorded.py [--rounds N] [--full] [--json]

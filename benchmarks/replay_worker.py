@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Replays a trace once for each line of stdin and prints the nanoseconds: which build runs is told by its PYTHONPATH.
 
 Arguments: the trace, then the policies.

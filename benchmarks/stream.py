@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A trace of millions of events: written, filtered by process and replayed as a stream, in bounded memory.
 
     python benchmarks/stream.py [--events N]

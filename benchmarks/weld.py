@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How fast a weld is, against the same system calls in C, plain mremap and memcpy; all in one run.
 
 ``python -m benchmarks.weld [--repeat 5] [--json]``. Compiles ``weld_reference.c`` on the spot. Every measurement makes

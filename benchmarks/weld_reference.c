@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The weld in C, to measure Python against: the same system calls on the same fragments.
  *
  * weld_reference MODE FRAGMENTS PAGES, where MODE is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The model's side of a benchmark, in a process of its own: which build it runs is told by its PYTHONPATH.
 
 Reads the name of a workload from every line of stdin and prints the nanoseconds that its calls took and how many VMAs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The lists of calls that the benchmarks perform, on the model and on the running kernel alike.
 
 A workload is made of the project's own events. The model applies them as they are; `write_for_kernel` writes the very

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A parent that fills memory, then forks workers that write to some of what they inherited, as pre-forking servers do.
 
 Pages that parent and worker share may not change their anon_vma or page offset: this is the memory that merging has to

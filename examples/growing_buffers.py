@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Buffers that grow in turns, as a server's connections or a parser's tables do.
 
 Each buffer is a bytearray that is extended a little at a time. Once it is large, the C library keeps it in a mapping of

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Record the traces that come with the package anew: `make samples`, where perf is permitted.
 
 Each command runs on a copy of the examples in a directory of its own, with the system's own Python, so that the traces

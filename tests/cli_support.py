@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line as a user meets it: run to its end, or interrupted at a moment that the test chooses."""
 
 import os

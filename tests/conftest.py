@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Shared by all tests: what a live test does where it cannot run."""
 
 import os

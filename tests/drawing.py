@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Scenarios as drawings: a timeline of address spaces and events, one line each.
 
     play("linux-5.17", '''

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Live processes to inspect, the command line run as a user would, and an independent reading of a BPF snapshot."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A process whose seams are known, to be inspected: ``python inspect_target.py SCENE``.
 
 It lays the scene out, prints one line (the addresses of its seams, in hex) and sleeps until its stdin closes.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Negate each rule of the merge in turn: does a test notice?
 
     python tests/mutations.py            every mutant; exit status 1 if one survives

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Random programs on the model alone: every kind of event there is, `System.check` after each.
 
 `vmaweld.verify.programs` makes programs that a real kernel can run too; here they get, besides, what only the model

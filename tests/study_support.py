@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Traces for the study's tests, written as a recorder would write them."""
 
 from collections.abc import Iterable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A real terminal to run a program in: tmux."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The benchmarks run, and compare what is the same: model and kernel end with equally many VMAs, or they say so."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The two builds: the one that was asked for is the one that runs, and plain Python is there without a compiler."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld doctor` tells what works here and how to get the rest."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Ctrl-C: every command ends with status 130 and one line, and says what was done and where to go on."""
 
 import json

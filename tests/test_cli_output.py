@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What every command that writes does with its outputs, and every command with a stdout that takes nothing."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld record` as a user meets it: on a terminal and in a pipe, with signals, failures and JSON."""
 
 import json

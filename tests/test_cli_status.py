@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Exit statuses: each promise of each command's help is kept, and no promise is left untried."""
 
 import importlib

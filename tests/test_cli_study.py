@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """study, replay, report and explain as a user meets them. What records is marked live; the rest needs no privilege."""
 
 import json

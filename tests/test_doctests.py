@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The examples in docstrings: each runs and prints what it says, in the compiled build as in the pure one.
 
 A compiled function has lost its docstring. The examples are therefore read from the sources, and run with the names of

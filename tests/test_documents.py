@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The documents: what they link to is there, and the index leads to each of them."""
 
 import re

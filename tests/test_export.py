@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld export` scraped over HTTP and read by prometheus_client's own parser."""
 
 import json

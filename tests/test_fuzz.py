@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A sample of what `make fuzz` runs: each reader on its corpus and on some thousands of inputs made of it at random."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """inspect on live processes: against a brute-force reading of the BPF snapshot, with and without privilege, and
 where the process is gone, forbidden, odd or on the move."""
 

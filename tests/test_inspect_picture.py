@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The pictures: the HTML page in a real browser, its pixels and its hover; the SVG as a document."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a report says of a snapshot made by hand: kinds, obstacles, outcome, words, JSON keys."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What inspect calls weldable is what the weld closes: both ask the same rule."""
 
 import ctypes

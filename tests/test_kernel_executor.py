@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The executor: events done to real memory, and what it does when its processes die."""
 
 import errno

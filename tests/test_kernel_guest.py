@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Guests: another kernel, booted over this machine's files."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Page kinds of real memory of this process."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Snapshots of real processes: what BPF and /proc say, against each other and against what the test did."""
 
 import ctypes

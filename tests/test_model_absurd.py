@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """No event breaks the model: it happens, or fails as Linux lets it fail, and every invariant holds after it."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The sorted map below VMAs and page runs, against a dict that is sorted for every question."""
 
 import random

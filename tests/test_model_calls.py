@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every call as drawings: what it changes, and what it leaves when it fails."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The eight cases of the merge, and the rules about anon_vmas, each as a drawing."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`System.check`: what it takes for granted, and that it finds what is broken."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """vm.max_map_count: what every call refuses at the limit, and what it has done by then."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every combination of neighbours, held against a truth table written apart from the model.
 
 The table knows nothing of `MergeState` or `decide`: it works on plain dicts that say how a neighbour relates to the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """mremap in all its ways, as drawings."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The mutants of the merge, without running them (`make mutations` does): each is a module of its own."""
 
 from mutations import EQUIVALENT, FUNCTIONS, ROOT, TARGET, _without_line, mutants

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Random events over several processes, `System.check` after each, under every kernel and every change.
 
 `benchmarks/check_random.py` is the long form. The machine below is hypothesis' own: it aims at borders of what is

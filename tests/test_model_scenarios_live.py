@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The scenarios of the model, performed by the running kernel: whatever a drawing does, the two agree.
 
 The drawings say what must be so under kernels that are not here; the events in them can be performed by any. So every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The series on Linux 5.17, patch by patch, and where it stops: memory shared with a parent or child."""
 
 import pytest

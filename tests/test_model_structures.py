@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The structures below the model, each against a naive one that cannot be wrong."""
 
 from __future__ import annotations

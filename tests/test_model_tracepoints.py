@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Patch 4: the two trace events, line by line, and what a merge record tells besides."""
 
 import pytest

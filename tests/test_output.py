@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Outputs and scratch directories by themselves: what is replaced, what never, what a dead owner leaves."""
 
 import multiprocessing

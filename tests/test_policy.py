@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Policies: names, the rules of each release, and what the series adds."""
 
 import pytest

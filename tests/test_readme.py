@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The README: its drawing is what the command prints, its commands are there. Its links: see test_documents."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Why two VMAs that touch are two: each case a drawing of the address space, one letter a page."""
 
 import itertools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A snapshot made from the last one and what differs is the one that would be read as a whole."""
 
 from hypothesis import given

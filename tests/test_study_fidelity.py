@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fidelity: a true snapshot that the model agrees with, and one difference of each kind."""
 
 from collections.abc import Callable

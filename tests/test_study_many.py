@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Many traces and policies on many processes: the same answers as one after the other."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What counts as a missed merge, who recovers it, and what what is left is put down to."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The policies of a study, and docs/policies.md, which must tell every rule."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Replaying: recorded failures, disagreements with the recording, lanes in lock-step."""
 
 import errno

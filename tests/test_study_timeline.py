@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """VMA counts over time, bounded however long the recording is."""
 
 from vmaweld.study.timeline import BUCKETS, Clock, Timeline

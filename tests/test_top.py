@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld top` in a real terminal: tmux, 80 columns."""
 
 import json

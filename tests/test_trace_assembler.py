@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Observations in order of time become events in order of effect."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Columns read off Arrow's buffers are what Arrow itself makes of them."""
 
 import pyarrow as pa

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """perf.data that is not as perf leaves it: one line, or what is there; never another program's data, never a hang."""
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Real commands recorded on the running kernel, held against true snapshots and against what they must have done."""
 
 import os

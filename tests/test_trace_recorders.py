@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The protocol of recorders: a class that keeps it and is entered in the table records, and the doctor tries it."""
 
 import time

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """True snapshots while a command runs: when they are taken."""
 
 import os

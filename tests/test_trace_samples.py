@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The samples that come with the package are there, small, whole and free of whoever recorded them."""
 
 import re

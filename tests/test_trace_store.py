@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The trace file gives back what was written, streams, and says in one line why a file is none."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """strace's log, line by line, and what becomes of it."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The verification itself: that it sees differences, shrinks them, and finds none between model and running kernel."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command that the user sees and the process that welds: what signals do to what they say to each other."""
 
 import re

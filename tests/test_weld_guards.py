@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding processes that stand under a guard: seccomp, PR_SET_MDWE, Syscall User Dispatch.
 
 A guard is never set off: what it forbids is left out, or the weld is refused and nothing has changed.

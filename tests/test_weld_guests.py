@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding on other kernels than the running one, in guests."""
 
 import os

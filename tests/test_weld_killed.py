@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The welder dies, with kill -9, at every point there is: the other process loses nothing and goes on."""
 
 import os

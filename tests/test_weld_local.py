@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding the memory of this process: what becomes of all kinds of memory, of failures, and of the caller's bytes."""
 
 import ctypes

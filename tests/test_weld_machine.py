@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The batch machine's code: its bytes are what its listing says, and they do what they should."""
 
 import ast

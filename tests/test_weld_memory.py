@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding where memory is short: in a memory cgroup that is full, or from which pages go to swap."""
 
 import errno

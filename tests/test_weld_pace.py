@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A pause that was asked for is kept where it can be, and said where it cannot."""
 
 import threading

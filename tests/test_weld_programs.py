@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Real programs, welded while they serve: redis-server under load, node, a JVM, and the project's own example."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding other processes: they run on, and notice nothing."""
 
 import ctypes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A weld in slices rests between them, and the process runs: nothing known before a rest is believed after it."""
 
 import os

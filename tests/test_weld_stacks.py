@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Nothing is written to a thread's stack: it may be a coroutine's, in the middle of the program's data."""
 
 import os

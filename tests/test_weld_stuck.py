@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Processes that cannot be stopped, or not made to work: refused soon, and nothing left behind."""
 
 import contextlib

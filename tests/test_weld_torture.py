@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two minutes of `make weld-torture`: real programs that check their data, welded while welders are killed."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding programs that are linked, started, watched or ended in unusual ways."""
 
 import os

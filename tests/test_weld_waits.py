@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Stops of other processes: what their system calls return, and when."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Words that every report uses: no count has the wrong number, and there is one place that knows how."""
 
 import re

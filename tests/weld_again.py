@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Stands a process still again and again, as a weld does: ``weld_again.py PID``, until stdin ends.
 
 Each time a thread of it makes single calls and a batch that takes some milliseconds. A line on stdin makes it rest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Making seams where a program has none of its own, so that real programs can be welded in the midst of their work."""
 
 from collections.abc import Sequence

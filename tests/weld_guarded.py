@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A process under a guard, to be welded: ``python weld_guarded.py GUARD [THREAD]``.
 
 It lays out fragments of each protection, puts the guard on, says where they are and waits for a line: then it checks

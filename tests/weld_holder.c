@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A process to be welded that needs no library to speak of: fragments side by side, checked again and again.
  *
  * Its threads hold robust mutexes in the fragments' memory meanwhile. "ready ADDRESS LENGTH" on stdout when it has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Races around a weld that rests between its slices: two welders at once, and exec, again and again.
 
 ``python -m tests.weld_races --count 1000`` (root) prints a table; status 1 if anything was lost.

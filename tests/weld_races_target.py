@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A process that does to a resting weld what it must survive: executes itself, maps over the weld's memory, forks.
 
 Commands on stdin, one a line, each answered on stdout: ``build COUNT PAGES`` lays out fragments; ``exec`` executes this

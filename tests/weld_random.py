@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welds at random, contents checked by hash: ``python -m tests.weld_random --count 10000``.
 
 Each builds an arena of fragments of all kinds (moved or not, holes, zero pages, huge pages, protections, advice, locks,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Shared by the tests of welding: what they need to run, and a process to be welded."""
 
 import contextlib

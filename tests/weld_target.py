@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A process to be welded: fragments that threads read and write all the time, losing nothing.
 
 Commands on stdin, one a line, each answered on stdout: ``build COUNT PAGES [quiet] [hollow]`` lays out fragments

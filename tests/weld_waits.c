@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Every blocking call that can be made here, each in a thread of its own, again and again. A call that ends is told
  * with its result and the milliseconds that it took, one a line: "epoll_wait 0 301". Arguments: the milliseconds of a
  * time limit, then "limited" (calls that end at it), "endless" (calls that nothing ends) or "ignored" (many threads in

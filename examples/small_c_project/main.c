@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Counts the words on standard input and prints them, the most frequent first. */
 #include "queue.h"
 #include "text.h"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How Linux merges virtual memory areas, why it often cannot, and what to do about it.
 
 `weld` and `mremap`, which merge the memory of the calling process, are imported when they are first asked for.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Constants and page arithmetic of the Linux memory interface on x86-64; nothing else.
 
 Values are those of the kernel's uapi headers (``mman.h``, ``mman-common.h``, ``prctl.h``, ``mempolicy.h``,

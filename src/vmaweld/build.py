@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which build runs: the model compiled by mypyc, or the same modules as plain Python."""
 
 from importlib.machinery import EXTENSION_SUFFIXES

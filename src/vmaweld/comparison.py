@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How a row of the model is held against a true row: the one place where it is told.
 
 A true row comes from a kernel, and its source may not show everything. What the source does not show is not compared.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What this machine lets vmaweld do, each found out by trying it; for `vmaweld doctor`."""
 
 import contextlib

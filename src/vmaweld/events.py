@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Event: one thing a process does to memory.
 
 One flat record serves every kind of event, so that a trace is a table (one column a field) and a machine

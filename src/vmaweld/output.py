@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where a command may write: the one rule for every file that the user names.
 
 A regular file is replaced as a whole: the new one grows in a scratch directory beside it and takes its name when it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Private directories for work in progress; what a killed owner leaves behind, the next run clears.
 
 A scratch directory lies in the directory that its owner names, is called ``.vmaweld-`` and twelve hexadecimal digits,

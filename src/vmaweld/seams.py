@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Seams: why two VMAs that touch are two.
 
 A seam is the border between two VMAs where one ends at the address at which the next begins. The kernel keeps

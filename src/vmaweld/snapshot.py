@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Snapshot: an address space as rows, whoever made it: the model, procfs or the BPF iterator."""
 
 from bisect import bisect_left, bisect_right

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fuzz one reader: ``python -m tests.fuzz READER --inputs N``.
 
 With atheris (``pip install -e '.[fuzz]'``) inputs are led by what they reach; without it, or with ``--plain``, they are

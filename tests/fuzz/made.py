@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Traces with any content, made of bytes: as another program could write them, and as no recorder does."""
 
 import json

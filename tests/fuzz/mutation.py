@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Inputs at random, without a tool that knows what they reach: what CI runs, the same inputs each time."""
 
 import random

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What is fuzzed: each reader as a function of bytes that returns, or raises what must never be raised.
 
 A reader may refuse its input with the error that it documents, in one line. All else is a defect: another exception,

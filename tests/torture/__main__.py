@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``python -m tests.torture``: weld real programs that check their data, and kill the welders.
 
 The programs run in turns, some at once. In its turn each gets seams while it runs, and is welded

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Turns of all programs, one after the other and some at once, until the time is over."""
 
 import contextlib

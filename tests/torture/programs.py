@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The programs that are welded, as data.
 
 Each prints a line "ok" whenever it has found all of its data as it should be, and ends or prints "bad" when it has not.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A program of the test, running: its lines are counted, its processes looked at."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a turn of one program brought, added up in the table."""
 
 from collections import Counter

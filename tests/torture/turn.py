@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One turn of one program, in a process of its own that the harness starts.
 
 Start it, make seams, weld with options at random, kill welders at random, until the time is over; then weld without

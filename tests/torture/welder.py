@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One ``vmaweld weld`` command with its child, watched, and killed as planned."""
 
 import contextlib

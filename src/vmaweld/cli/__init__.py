@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: one module a command, each thin: parse, call, print."""
 
 import importlib

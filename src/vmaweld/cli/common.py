@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What every command shares: exit statuses, one-line failures, numbers, JSON and tables on a terminal or a pipe."""
 
 import json

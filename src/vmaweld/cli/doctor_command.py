@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld doctor`: what this machine allows, and how to get the rest."""
 
 import click

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld explain`: one scenario, before and after, drawn."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld export`: VMA counts and open seams, served to Prometheus."""
 
 import signal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld inspect`: why a live process has so many VMAs, and which of them could be one."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld record`: what a command does to memory, into a trace file."""
 
 import json

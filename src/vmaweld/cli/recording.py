@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Recording as commands do it: errors as one-line failures, progress and warnings on a terminal."""
 
 from pathlib import Path

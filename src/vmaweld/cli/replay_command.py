@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld replay`: a recorded trace under one or more policies."""
 
 from __future__ import annotations

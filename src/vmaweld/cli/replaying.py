@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Replaying as commands do it: errors as one-line failures, progress on a terminal."""
 
 from vmaweld.cli.common import NO, USAGE, fail

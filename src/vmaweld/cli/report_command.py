@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld report`: a trace as an HTML report. Record once, report as often as you like."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The standard streams as commands need them: open, and their failures known for what they are."""
 
 import contextlib

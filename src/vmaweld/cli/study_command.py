@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld study`: record a command, replay it with and without the series, say what merges."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`vmaweld top`: every process, live."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``vmaweld verify``: the model held against a kernel, on programs at random."""
 
 import os

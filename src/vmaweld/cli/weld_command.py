@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """``vmaweld weld PID``: merge the open seams of a running process."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The arena: the range of addresses in which events happen, with the files and segments that they may map."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What runs inside the sacrificial process of `executor`: system calls as told, one after the other.
 
 It is started as a script, apart from the package, in an interpreter as small as it can be: nothing but the arena

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Events as commands for a serving process: one method an event or a family of events, and a table of them."""
 
 import struct

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Events performed for real: a sacrificial process, and its own children, that do to memory what they are told.
 
 The processes live in an interpreter of their own (`child`), apart from the caller: they may crash, be killed or hang,

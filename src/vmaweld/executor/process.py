@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One process that serves, seen from the driver: what is sent to it, what it answers, and when it is given up."""
 
 import contextlib

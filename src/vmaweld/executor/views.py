@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a process shows of its arena, as a Snapshot. Nothing else runs in it meanwhile, so it is consistent."""
 
 from vmaweld.executor.arena import Arena

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's and Ubuntu's kernel packages, fetched by the machine's own apt with sources and lists of their own.
 
 The address of Debian's archive comes from the machine's apt configuration; only the suite is another one. Two of its

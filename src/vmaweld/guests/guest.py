@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 r"""A command in a guest: QEMU boots another kernel over this machine's own files and runs one command in it as root.
 
 >>> guest = Guest("6.1")                                             # doctest: +SKIP

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Kernel images for guests: fetched from the distributions' archives and unpacked into a cache.
 
 What is unpacked is kept with checksums of its own, checked at every use.

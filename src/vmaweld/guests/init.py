@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The first process of a guest: loads modules, mounts the host's files, runs one command, powers off.
 
 It runs from the initial RAM disk in a copy of the host's own Python (`ramdisk` packs it), so the host needs neither

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The initial RAM disk of a guest: this Python, its libraries, kernel modules, and `init` as the first process.
 
 It is a cpio archive of the kind "newc". The Python in it is a copy of the one that runs here, with the few modules that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A report as plain data, for --json. The keys are told in docs/inspect.md and do not change their meaning."""
 
 from collections.abc import Iterable, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Every process of the system, counted: for ranking, for `top` and for the exporter."""
 
 import time

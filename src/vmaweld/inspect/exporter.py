@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """VMA counts and open seams for Prometheus: one count of all processes for each scrape."""
 
 import threading

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The picture of an address space as one self-contained HTML file.
 
 All data goes in as columns of numbers, so that 60,000 VMAs take about 2 MB, and the page draws them on a canvas

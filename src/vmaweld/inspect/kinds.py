@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a VMA is for, in nine words."""
 
 from typing import Final

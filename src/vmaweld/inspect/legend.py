@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What reasons mean in a few words, and the colours of seams and kinds, light and dark."""
 
 from typing import Final

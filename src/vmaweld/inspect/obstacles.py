@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What stands in the way of welding an open seam: asked of the weld itself, so that the two never disagree."""
 
 from collections.abc import Sequence

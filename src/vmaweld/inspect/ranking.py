@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The processes of the system by their VMAs, as a table for people."""
 
 from collections.abc import Sequence

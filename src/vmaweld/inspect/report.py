@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One process's address space, added up: what `vmaweld inspect` shows in whatever form."""
 
 from collections import Counter

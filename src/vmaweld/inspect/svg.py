@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The picture of an address space as an SVG strip, for documents: lines of regions, seams below each.
 
 Up to `WHOLE` VMAs are drawn one by one on the compressed axis (a VMA is a step wider for each doubling of its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A report in words and tables, for a terminal or a pipe."""
 
 from collections.abc import Iterable, Iterator

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """`top` for VMAs: every process, live, and one of them in detail. Made for 80 columns over ssh."""
 
 from typing import Any, ClassVar, Final

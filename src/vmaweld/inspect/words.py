@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Sizes and names as a person reads them."""
 
 import pwd

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which cgroups a process lies in, and where their files are.
 
 Formats: cgroups(7), and the kernel's ``Documentation/admin-guide/cgroup-v2.rst`` and ``cgroup-v1/``.

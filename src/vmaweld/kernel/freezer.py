@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether a process is frozen by its cgroup, as ``docker pause`` and ``systemctl freeze`` do it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which pages of a range are there, and whose: /proc/PID/pagemap, and PAGEMAP_SCAN (6.7) where there is one.
 
 Bits: the kernel's ``Documentation/admin-guide/mm/pagemap.rst`` and ``include/uapi/linux/fs.h``. Readable for the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What /proc tells about a process: its VMAs (maps), their flags (smaps), its state and limits.
 
 Formats: the kernel's ``Documentation/filesystems/proc.rst``; the two-letter flags: ``show_smap_vma_flags()`` in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """ptrace(2) for x86-64, typed and thin: stopping threads, their registers, signal masks and memory.
 
 All calls for a tracee must come from the thread that seized it. Every function raises OSError with errno (ESRCH: the

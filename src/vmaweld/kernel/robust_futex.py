@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A lock that lives exactly as long as the thread that holds it: a robust futex (set_robust_list(2)).
 
 The word holds the owner's thread id. When the owner ends, however it ends, the kernel itself takes the id out and sets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Snapshots of live processes, from the best source the caller may use: BPF where permitted, else /proc."""
 
 from collections.abc import Callable, Iterator

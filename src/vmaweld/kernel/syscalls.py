@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Memory system calls of x86-64 Linux, typed and thin; `userfaultfd` has a room of its own.
 
 They go through syscall(2), not through libc's wrappers: what the kernel answers is what the caller gets, calls that

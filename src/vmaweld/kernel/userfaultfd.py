@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """userfaultfd(2) and its ioctls, from ``include/uapi/linux/userfaultfd.h``."""
 
 import errno

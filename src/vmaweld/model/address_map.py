@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A sorted map from address to object, in chunks: the index below VMAs and below page runs.
 
 Two levels of plain lists searched by `bisect`. A chunk is split when it has grown past `_LOAD` entries, so that

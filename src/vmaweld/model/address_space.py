@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """AddressSpace: the VMAs and anonymous pages of one process, and the steps that every call is made of."""
 
 from __future__ import annotations

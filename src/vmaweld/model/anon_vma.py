@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """anon_vma: who may map the anonymous pages of a group of VMAs, and the family that fork makes of them.
 
 Follows ``mm/rmap.c``. An anon_vma_chain (AVC) has no fields of its own here: that a VMA is linked with an anon_vma

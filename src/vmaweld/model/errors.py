@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The errors of the machine are Linux's own."""
 
 import errno as _errno

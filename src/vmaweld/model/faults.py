@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What faults ask: may a VMA be touched; and the kernel touching memory on request (``mm/gup.c``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The merge: may a range become one VMA with its neighbours, and making it so.
 
 The range is about to exist (mmap, brk, a moved mapping) or about to change (mprotect and its kin). `decide` asks the

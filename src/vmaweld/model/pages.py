@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Anonymous pages as runs: what the page tables of one address space hold.
 
 A run is a stretch of pages that are alike: consecutive addresses, consecutive page offsets, one anon_vma. Touching

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """System: processes on one machine under one policy; events in, results and snapshots out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """MergeRecord: one attempted merge, and the trace events that patch 4 of the series defines."""
 
 from __future__ import annotations

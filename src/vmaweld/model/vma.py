@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """VMA: one virtual memory area (``struct vm_area_struct``)."""
 
 from __future__ import annotations

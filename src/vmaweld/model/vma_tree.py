@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The VMAs of one address space: found by address, linked in order (``mm_mt``; the red-black tree until 6.0)."""
 
 from __future__ import annotations

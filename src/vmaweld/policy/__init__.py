@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Policy: what a kernel allows. Every difference between kernels is one rule of a table, never a test of versions.
 
 A policy is a kernel, optionally followed by changes: ``linux-5.17+series``, ``linux-6.18.44+pgoff``. The changes are

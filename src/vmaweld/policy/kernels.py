@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The names of policies: every release from 5.10 on, with changes to it."""
 
 import re

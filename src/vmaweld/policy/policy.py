@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Policy: the rules that hold, as the machine reads them."""
 
 from typing import Final

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Releases of Linux: their numbers, and the series that they belong to."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The table of rules: what kernels do differently, each told once, with its releases and its commit."""
 
 from typing import Final, NamedTuple

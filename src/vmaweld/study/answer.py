@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The answer of a study: what merged, what did not, why, and how many VMAs that is; plain data for every reader."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An answer as plain data, for --json. The keys are told in docs/study.md and do not change their meaning."""
 
 from __future__ import annotations

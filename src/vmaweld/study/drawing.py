@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Address spaces as drawings in plain characters, several of them to one scale so that they can be laid side by side.
 
 page      0        4        8        12

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Explaining one scenario: the address spaces before and after its last event, under several policies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Scenarios and what comes of them, for people and as JSON."""
 
 from __future__ import annotations

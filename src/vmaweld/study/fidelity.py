@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Fidelity: the model's rows against the true snapshots that a trace holds, each taken at its place among the events.
 
 A row is exact when the model has a VMA with the same start and end, the same flags (soft-dirty aside), the same page

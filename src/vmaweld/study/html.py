@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An answer as one HTML file that needs nothing else: no network, no other file."""
 
 from __future__ import annotations

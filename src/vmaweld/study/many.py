@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Replaying many traces, or one under many policies, on all processors; the result is that of one after the other.
 
 A task is a trace with some of the policies, the base always among them, since the others are held against it. Tasks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Missed merges: which they are under the stock kernel, and what became of them under another policy.
 
 A missed merge is a pair of a request and a neighbour in which everything but the page offset or the anon_vmas allows

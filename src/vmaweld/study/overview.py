@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Many replays on a page: for every trace a line a policy, and the sums."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which policies a study compares."""
 
 from __future__ import annotations

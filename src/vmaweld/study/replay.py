@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Replaying events under several policies in lock-step: every event on one machine for each policy, then the next.
 
 Who listens (the study's tally, the trace pipe, the fidelity check) looks at the lanes after each event: their merge

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Scenarios that `vmaweld explain` draws: a few calls each, the last of which is the one to look at.
 
 Addresses are pages from `BASE` on. Every scenario can be read as a test of section 2 and 3 of the series' story: the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Counting while events are replayed: from lanes to an `Answer`."""
 
 from __future__ import annotations

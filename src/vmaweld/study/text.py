@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """An answer for a reader who has never seen one, on a terminal or in a pipe."""
 
 from __future__ import annotations

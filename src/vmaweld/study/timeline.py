@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """VMA counts over time, in a fixed number of buckets, whatever the length of the recording."""
 
 from __future__ import annotations

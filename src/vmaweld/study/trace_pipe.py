@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The trace events of the series (patch 4) as tracefs's trace_pipe would print them, while a trace is replayed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What each system call that touches address spaces means as an `Event`; shared by the perf and strace recorders.
 
 Numbers: arch/x86/entry/syscalls/syscall_64.tbl; a 32-bit program's calls have other numbers and are not recorded.

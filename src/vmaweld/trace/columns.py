@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Arrow columns as Python lists, fast: a trace is read column by column, and most columns are plain integers."""
 
 from typing import Any, Final, Literal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Starts the command that is recorded and stands beside it: same terminal, same user, its signals, its exit status.
 
 The command is a child of ours that waits at a gate until the recorder is attached, then execs: so its very first

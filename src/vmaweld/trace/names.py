@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 r"""Names in a trace: files, programs and labels are bytes to Linux, a column of Parquet holds UTF-8.
 
 A name is stored as it is but for two things: a byte that is no part of valid UTF-8 is written ``\xff``, and so that it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """How long work tells how far it is."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Recording a command: with perf where that is permitted, else with strace."""
 
 import gc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """True snapshots of the recorded processes while they run, each with the window of time in which it was taken.
 
 Nothing is stopped for them. Whoever reads the recording afterwards knows what each process did and when, and keeps a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The traces that come with the package, for a look without recording; `examples/record_samples.py` makes them anew."""
 
 from importlib.resources import as_file, files

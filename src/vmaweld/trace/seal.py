@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The seal of a trace file: a checksum over every byte of it.
 
 Parquet's own checksums cover the pages, not their headers and not the footer, which says where the pages lie and how

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The trace file: events and true snapshots in one Parquet table, written and read as a stream.
 
 One row an event, one column a field of `Event`, in order of time. A true snapshot of a recorded process is a run

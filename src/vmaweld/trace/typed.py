@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Whether a value that came out of JSON is what a field's annotation says."""
 
 import types

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One program on both machines: the model and the kernel, compared after every event."""
 
 from typing import Final

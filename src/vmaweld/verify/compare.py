@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Two snapshots of the same moment: the model's and the kernel's. What, first, is different?"""
 
 from vmaweld.comparison import Names, row_difference

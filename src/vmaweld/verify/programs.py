@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Random programs: lists of events that are likely to make VMAs touch, part, move and fork.
 
 A program is a pure function of its seed. Its events lie in two small windows of the arena, so that most of them hit

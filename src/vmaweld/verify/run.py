@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Many programs of many seeds: the measurement that `vmaweld verify` prints."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A difference, told: as a drawing of both sides, and as a test ready to be added."""
 
 from vmaweld.abi import PAGE_SHIFT

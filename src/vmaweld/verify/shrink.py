@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Shrinking: a long program that differs becomes a short one that still does."""
 
 from collections.abc import Callable

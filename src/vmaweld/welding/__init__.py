@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Merging VMAs for real, in this process and in others, through userfaultfd.
 
 `weld` and `mremap` work on the caller's own memory and are also to be had as ``vmaweld.weld`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the memory of a process that stands still holds, as a hash: the same before a weld and after it."""
 
 import errno

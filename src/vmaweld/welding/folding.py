@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Working a plan off: groups in one batch, and what failed once more, seam by seam."""
 
 import errno

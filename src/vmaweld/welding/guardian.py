@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding from a process of its own, so that the death of the one the user sees harms nobody.
 
 While threads of another process stand still, their tracer must not die: if it does, they go on while a batch may be on

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What becomes of a system call that a standstill has interrupted.
 
 The kernel begins most calls anew by itself. It answers EINTR for some even where no handler ran, only a tracer's stop

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding the memory of this process."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The batch machine: a few hundred bytes of x86-64 code that work off an array of system calls.
 
 The code runs inside the process whose memory is welded: as a function where a process welds its own, or as the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The names of the memfds that hold code, journal and entries.
 
 /proc/PID/maps shows them as ``/memfd:NAME (deleted)``.

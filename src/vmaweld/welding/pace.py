@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Cutting a weld into slices that fit into a pause."""
 
 from collections.abc import Sequence

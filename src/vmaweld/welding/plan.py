@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What to weld: from a snapshot to groups for the batch machine, and the reasons for what is left out."""
 
 from bisect import bisect_left, bisect_right

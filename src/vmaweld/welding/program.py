@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The sequence of system calls that welds: groups of pieces made into entries for the batch machine.
 
 One group folds the pieces B, C, ... that follow a VMA A into A, in calls that are safe one by one (K is where the last

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One stopped thread of another process, made to work for us: single system calls, then whole batches.
 
 Whatever it is made to do ends in code that puts its registers back (`way_back`), so that it goes on where it was even

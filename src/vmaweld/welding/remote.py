@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Welding the memory of another process: every thread stops, one of them works, all go on."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a weld did, for people and as JSON."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a welder left behind in a process when it was killed, and putting that in order.
 
 There is little to find: a batch that has begun ends by itself. What stays is the mapping of code and journal, its

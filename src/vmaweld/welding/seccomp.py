@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Would a process's seccomp filters let a weld's system calls pass? Asked of the filters, not of the process.
 
 A call that a filter forbids may kill the process, so none is tried. The filters are read by ptrace and worked through

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Snapshots that a weld can rely on, and that cost little where nothing has changed since the last."""
 
 import contextlib

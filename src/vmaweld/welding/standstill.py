@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Stopping every thread of a process, and letting them go as if nothing had happened."""
 
 import contextlib

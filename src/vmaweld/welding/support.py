@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What must be true of machine and process before a weld may begin."""
 
 import os

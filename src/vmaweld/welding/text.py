@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Plans and welds, for people and as JSON. What a finished weld is as JSON, `report` tells."""
 
 from collections.abc import Iterator, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where a stopped thread makes single system calls for us: a few hundred bytes in a gap of the program's own text.
 
 The first call that a thread is to make maps memory of ours, so it cannot be made from there. It is made from the end of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The code that puts a borrowed thread back where it was, when no tracer is there to do it.
 
 A stopped thread of another process is made to work in code of ours (`trampoline`, `machine_code`). That code ends

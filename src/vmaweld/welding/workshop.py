@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The memory of ours inside another process: code, journal and entries of a batch, kept while a weld lasts.
 
 It is a memfd that both processes map. Its header holds a lock that lives exactly as long as the welder: another

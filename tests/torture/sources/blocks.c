@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Threads that allocate, grow, shift and check blocks of the heap; built against any C library, dynamic or static. */
 #include "common.h"
 

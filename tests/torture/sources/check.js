@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
 const crypto = require('crypto');
 const hash = b => crypto.createHash('md5').update(b).digest('hex');
 const kept = [];

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Python programs that check their own data, a line "ok" a round: dicts, threads, asyncio, multiprocessing, sqlite."""
 
 import asyncio

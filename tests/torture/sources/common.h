@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What the C programs share: a line a round, the reason when the data is wrong, and memory that has seams of its own. */
 #define _GNU_SOURCE
 #include <errno.h>

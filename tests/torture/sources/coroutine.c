@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Coroutines on small stacks in the middle of a heap array: whatever is written below their stack pointers, beyond the
    red zone and the few frames they use, is the neighbours' data. */
 #include "common.h"

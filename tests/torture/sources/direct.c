@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Reads of a file into memory with seams of its own, while it is welded: O_DIRECT, and io_uring with reads in flight. */
 #include "common.h"
 #include <liburing.h>

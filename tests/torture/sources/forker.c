@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A program that forks and waits: children check what they inherited, write to it, and check that; the parent's stays. */
 #include "common.h"
 

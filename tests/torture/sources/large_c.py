@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Print a C program that keeps a compiler busy for some seconds."""
 
 for number in range(250):

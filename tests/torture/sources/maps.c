@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Thousands of seams, laid out anew all the time, while one thread maps and unmaps areas as large as those that a weld
    uses: where a welder believes an address of its own after it has rested, it meets this program's data there. */
 #include "common.h"

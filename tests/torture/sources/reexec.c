@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A program that executes itself again and again, with the same pid: seams of its own in each image, and memory laid out
    anew where the last image may have had what a weld put there. */
 #include "common.h"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Run a shell command again and again: its output must be what it was the first time. A line "ok" a run."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # A repository of 150 commits, made where it is called.
 rm -rf repository && git init -q repository && cd repository || exit
 git config user.name torture && git config user.email torture@localhost && git config gc.auto 0

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Robust mutexes whose owners die, between threads and between processes, and a SIGSEGV handler that works all the time:
    each round it must be there still, on its own stack, and mend the access that faulted. */
 #include "common.h"

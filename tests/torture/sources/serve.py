@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Servers under load, their data checked by a client: ``serve.py redis``; a line "ok" a round."""
 
 import random

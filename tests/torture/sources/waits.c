@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Threads in system calls that wait. The program has no signal handler, so no call may answer EINTR, none may end before
    its time; epoll_wait alone may answer EINTR, which it does whenever a tracer dies (signal(7)). */
 #include "common.h"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Where the running kernel keeps a field: byte offsets read from its own type information (BTF).
 
 The kernel publishes its C types in /sys/kernel/btf/vmlinux (``CONFIG_DEBUG_INFO_BTF``; the format is in the kernel's

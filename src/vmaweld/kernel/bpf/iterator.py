@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Exact snapshots: every VMA with its page offset, its anon_vma and all its flags, through BPF's ``iter/task_vma``.
 
 Needs root, or CAP_BPF and CAP_PERFMON, and a kernel since 5.17 with BTF. The program is loaded with bpf(2) itself

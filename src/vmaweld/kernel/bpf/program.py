@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The BPF program behind exact snapshots: some hundred instructions, put together when they are needed.
 
 The program runs once for every VMA the kernel's ``task_vma`` iterator meets and writes one record of 64-bit words

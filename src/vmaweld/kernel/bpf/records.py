@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The records of the BPF iterator as rows: the other end of `program`.
 
 A module of its own, so that it can be compiled: a snapshot of 60,000 VMAs is 60,000 times through one loop.

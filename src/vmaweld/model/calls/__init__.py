@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The calls: one family of system calls a file, and the one table that finds what performs an event.
 
 Each file has its part of the table, `CALLS`: the names of its events, as `vmaweld.events` has them, and the `Call` that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """brk: the heap grows and shrinks (``mm/mmap.c``)."""
 
 from __future__ import annotations

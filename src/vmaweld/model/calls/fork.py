@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """fork, exec and exit: how address spaces begin and end (``kernel/fork.c``, ``mm/mmap.c``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """madvise: what a program tells of its memory (``mm/madvise.c``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """mbind: the memory policy of a range (``mm/mempolicy.c``)."""
 
 from __future__ import annotations

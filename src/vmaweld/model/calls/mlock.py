@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """mlock and its kin: memory that stays (``mm/mlock.c``)."""
 
 from __future__ import annotations

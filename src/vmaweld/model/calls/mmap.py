@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """mmap and munmap (``mm/mmap.c``, ``mm/vma.c``)."""
 
 from __future__ import annotations

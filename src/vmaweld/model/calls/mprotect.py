@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """mprotect and pkey_mprotect: the access to a range (``mm/mprotect.c``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """mremap: shrink, grow, move (``mm/mremap.c``, ``copy_vma`` of ``mm/vma.c``), and patch 2 of the series."""
 
 from __future__ import annotations

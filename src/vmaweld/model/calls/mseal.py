@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """mseal: mappings that nobody may change any more (``mm/mseal.c``, since 6.10)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Anonymous names: prctl(PR_SET_VMA_ANON_NAME) (``mm/madvise.c``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Mappings that no system call of the program's made: the segments of its file, its stack, what was there before."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """remap_file_pages: since 4.0 an mmap of the same file over itself (``mm/mmap.c``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """System V shared memory: segments are attached and detached (``ipc/shm.c``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Touching memory: read and write faults, and the stack that grows by them (``mm/memory.c``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """userfaultfd: which VMAs are registered (``fs/userfaultfd.c``, ``mm/userfaultfd.c``), and UFFDIO_MOVE."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """From what a recorder sees (calls entered and left, faults, tasks) to events in the order in which they took effect.
 
 - `order` puts the events of one address space in order.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The one thing about ELF files that a recorder needs: how long a program's first segment is once mapped."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What exec makes: the mappings of the kernel, the pages it touched, and the events that come of them.
 
 The kernel announces each mapping that it makes; they become `PLACE` events. What it does not announce: the stack holds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Page faults as events: neighbouring faults of one kind become one.
 
 Consecutive faults of one kind (write, read) on neighbouring pages become one event, as long as nothing else happens in

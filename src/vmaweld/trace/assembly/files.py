@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The identity of an open file as text: mappings merge only where they map one and the same open file."""
 
 from vmaweld.trace.assembly.open_files import OpenFile

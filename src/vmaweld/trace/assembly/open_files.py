@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The open files behind a process's descriptors: mappings merge only where they map one and the same open file."""
 
 from typing import Final, Self

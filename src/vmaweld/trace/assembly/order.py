@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The order of the events of one address space: that in which they took effect.
 
 A call takes effect somewhere between its entry and its exit, under the mmap lock. With one thread the exit

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The way out of the assembly: events in their final order, each with its time."""
 
 from collections.abc import Callable

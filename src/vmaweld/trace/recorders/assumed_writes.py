@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Page faults for recorders that do not see them: what a process may write, it writes at once."""
 
 from collections.abc import Callable

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Records with perf: every call, every fault, every mapping that the kernel makes; see docs/recording.md.
 
 Two tracepoints with a filter on the call's number (``raw_syscalls``) in place of two for each call: perf hands every

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reads perf.data itself: the records of the events that `vmaweld.trace.recorders.perf` asks for, in order of time.
 
 Why not ``perf script``: it prints each record as text only for us to take it apart again, several times slower than

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The place of a true snapshot among the events: certain where its process was at rest, else not to be had."""
 
 from collections.abc import Iterable

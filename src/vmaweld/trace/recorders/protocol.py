@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What every recorder keeps: the class it derives from, and the two errors it may raise.
 
 A recorder is one file in this folder with one class. It enters the class in `table`, and `vmaweld record`,

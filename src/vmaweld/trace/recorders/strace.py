@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Records with strace where perf is not permitted: no privilege needed, but page faults are not seen.
 
 So every page of a private mapping counts as written from the moment it is writable (`AssumeWrites`), and what exec

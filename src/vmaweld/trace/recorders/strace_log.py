@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reads the log of ``strace -f -X raw -y --absolute-timestamps=unix,ns``: calls entered and left, tasks ended.
 
 A line is a whole call, or its first part (``<unfinished ...>``) or its last (``<... NAME resumed>``) where another

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Reads strace's log while strace writes it, and looks at each program before it has done anything.
 
 strace writes the line of an exec that has succeeded while it still holds the new program at the exec's end. It writes
