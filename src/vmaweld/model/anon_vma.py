@@ -58,9 +58,8 @@ class Linked:
 
     __slots__ = ("anon_vma", "chain")
 
-    def __init__(self) -> None:
-        self.anon_vma: AnonVma | None = None
-        self.chain: tuple[AnonVma, ...] = ()
+    anon_vma: AnonVma | None
+    chain: tuple[AnonVma, ...]
 
 
 def why_shared(anon_vma: AnonVma | None) -> str:

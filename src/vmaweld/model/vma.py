@@ -48,7 +48,6 @@ class VMA(Linked):
         name: str = "",
         close: bool = False,
     ) -> None:
-        super().__init__()
         self.page_table: PageTable = page_table
         self.start: int = start
         self.end: int = end
@@ -59,6 +58,8 @@ class VMA(Linked):
         self.uffd: int = uffd
         self.name: str = name
         self.close: bool = close
+        self.anon_vma = None
+        self.chain = ()
         self.prev: VMA | None = None
         self.next: VMA | None = None
 
