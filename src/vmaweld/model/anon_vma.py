@@ -58,8 +58,9 @@ class Linked:
 
     __slots__ = ("anon_vma", "chain")
 
-    anon_vma: AnonVma | None
-    chain: tuple[AnonVma, ...]
+    def __init__(self) -> None:
+        self.anon_vma: AnonVma | None = None
+        self.chain: tuple[AnonVma, ...] = ()
 
 
 def why_shared(anon_vma: AnonVma | None) -> str:

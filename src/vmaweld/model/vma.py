@@ -58,7 +58,7 @@ class VMA(Linked):
         self.uffd: int = uffd
         self.name: str = name
         self.close: bool = close
-        self.anon_vma = None
+        self.anon_vma = None  # as Linked.__init__ does; a call would cost plain Python more
         self.chain = ()
         self.prev: VMA | None = None
         self.next: VMA | None = None
