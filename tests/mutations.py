@@ -30,7 +30,6 @@ FUNCTIONS = (
     "anon_vmas_answer",
     "_forked",
     "_neighbour_answer",
-    "_hard_obstacle",
     "_ask",
     "_both_answer",
     "decide",

@@ -185,14 +185,14 @@ class AddressSpace:
         None and -1 leave an attribute as it is. Returns the VMA that now holds the range; it may be larger.
         Raises ENOMEM where a split would exceed max_map_count (a first split that succeeded stays).
         """
-        new_name = vma.name if name is None else name
-        new_mempolicy = vma.mempolicy if mempolicy is None else mempolicy
-        new_uffd = vma.uffd if uffd < 0 else uffd
         if start == vma.start or end == vma.end:
             m = MergeState.changed(vma, start, end, flags)
-            m.name = new_name
-            m.mempolicy = new_mempolicy
-            m.uffd = new_uffd
+            if name is not None:
+                m.name = name
+            if mempolicy is not None:
+                m.mempolicy = mempolicy
+            if uffd >= 0:
+                m.uffd = uffd
             merged = self.merge(m)
             if merged is not None:
                 merged.flags = flags | (merged.flags & self.machine.policy.ignored_flags)
@@ -202,9 +202,12 @@ class AddressSpace:
         if vma.end > end:
             self.checked_split(vma, end, new_below=False)
         vma.flags = flags
-        vma.name = new_name
-        vma.mempolicy = new_mempolicy
-        vma.uffd = new_uffd
+        if name is not None:
+            vma.name = name
+        if mempolicy is not None:
+            vma.mempolicy = mempolicy
+        if uffd >= 0:
+            vma.uffd = uffd
         return vma
 
     def remove(self, vma: VMA) -> None:

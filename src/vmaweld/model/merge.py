@@ -125,11 +125,18 @@ class MergeState:
         self.pgoff: int = pgoff
         self.prev: VMA | None = prev
         self.next: VMA | None = next
-        self.file: str = "" if like is None else like.file
-        self.mempolicy: str = "" if like is None else like.mempolicy
-        self.uffd: int = 0 if like is None else like.uffd
-        self.name: str = "" if like is None else like.name
-        self.anon_vma: AnonVma | None = None if like is None else like.anon_vma
+        if like is None:
+            self.file: str = ""
+            self.mempolicy: str = ""
+            self.uffd: int = 0
+            self.name: str = ""
+            self.anon_vma: AnonVma | None = None
+        else:
+            self.file = like.file
+            self.mempolicy = like.mempolicy
+            self.uffd = like.uffd
+            self.name = like.name
+            self.anon_vma = like.anon_vma
         self.middle: VMA | None = None
         self.source: VMA | None = None
         self.updated: bool = False
@@ -165,7 +172,7 @@ class MergeState:
         """``[start, end)`` of `vma` is about to have other `flags`, or what else the caller sets in the request."""
         prev = vma.prev if start == vma.start else None
         next = vma.next if end == vma.end else None
-        m = MergeState(start, end, flags, vma.pgoff_at(start), prev, next, vma)
+        m = MergeState(start, end, flags, vma.pgoff + ((start - vma.start) >> PAGE_SHIFT), prev, next, vma)
         m.middle = vma
         return m
 
@@ -201,31 +208,25 @@ def _neighbour_answer(policy: Policy, m: MergeState, neighbour: VMA) -> int:
     return anon_vmas_answer(policy, mine, theirs)
 
 
-def _hard_obstacle(policy: Policy, m: MergeState, neighbour: VMA) -> int:
-    """The first thing other than page offset and anon_vma that forbids the merge (``is_mergeable_vma``), or 0."""
-    if (neighbour.flags ^ m.flags) & ~policy.ignored_flags:
-        return FLAGS
-    if neighbour.file != m.file:
-        return FILE
-    if neighbour.mempolicy != m.mempolicy:
-        return MEMPOLICY
-    if neighbour.uffd != m.uffd:
-        return UFFD
-    if neighbour.name != m.name:
-        return NAME
-    if neighbour.close and policy.close_never_merges:
-        return CLOSE
-    return 0
-
-
 def _ask(policy: Policy, m: MergeState, neighbour: VMA, linear: bool) -> tuple[int, int]:
     """May the range merge with a `neighbour` that it touches? What forbids it (bits), and the trace event's answer.
 
     linear: the page offsets go on across the border.
     """
-    obstacle = _hard_obstacle(policy, m, neighbour)
-    if obstacle:
-        return obstacle, MERGE_FAILED
+    # is_mergeable_vma
+    if (neighbour.flags ^ m.flags) & ~policy.ignored_flags:
+        return FLAGS, MERGE_FAILED
+    if neighbour.file != m.file:
+        return FILE, MERGE_FAILED
+    if neighbour.mempolicy != m.mempolicy:
+        return MEMPOLICY, MERGE_FAILED
+    if neighbour.uffd != m.uffd:
+        return UFFD, MERGE_FAILED
+    if neighbour.name != m.name:
+        return NAME, MERGE_FAILED
+    if neighbour.close and policy.close_never_merges:
+        return CLOSE, MERGE_FAILED
+    # can_vma_merge_before, can_vma_merge_after
     answer = _neighbour_answer(policy, m, neighbour)
     obstacle = ANON_VMA if answer == AV_MERGE_FAILED else 0
     if not linear:
@@ -251,7 +252,7 @@ def decide(m: MergeState, policy: Policy) -> int:
     next = m.next
     # A neighbour must touch the range. Where the range begins or ends inside a VMA there is none on that side.
     if prev is not None and prev.end == m.start:
-        linear = prev.pgoff_at(prev.end) == m.pgoff
+        linear = prev.pgoff + ((prev.end - prev.start) >> PAGE_SHIFT) == m.pgoff
         m.prev_obstacles, m.prev_answer = _ask(policy, m, prev, linear)
     if next is not None and next.start == m.end and not m.only_prev:
         linear = m.pgoff + ((m.end - m.start) >> PAGE_SHIFT) == next.pgoff

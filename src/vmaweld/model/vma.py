@@ -49,7 +49,6 @@ class VMA(Linked):
         name: str = "",
         close: bool = False,
     ) -> None:
-        super().__init__()
         self.page_table: PageTable = page_table
         self.start: int = start
         self.end: int = end
@@ -60,6 +59,8 @@ class VMA(Linked):
         self.uffd: int = uffd
         self.name: str = name
         self.close: bool = close
+        self.anon_vma = None  # as Linked.__init__ does; a call would cost plain Python more
+        self.chain = ()
         self.prev: VMA | None = None
         self.next: VMA | None = None
 
