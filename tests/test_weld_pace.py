@@ -77,6 +77,15 @@ def test_what_is_compared_is_paid_from_the_same_pause() -> None:
     assert 0 < compared[0].rows[-1].pages * 5 < plain[0].rows[-1].pages
 
 
+def test_a_slice_moves_about_as_much_as_it_compares_in_any_case() -> None:
+    """`--max-pause 0.1 --verify` compares the kept stretch, up to 512 pages, in each slice: it must get on."""
+    rows = [Row(0, 2 * MIB, 0), Row(2 * MIB, 2 * MIB + 10_000 * 4096, 0)]
+    candidate = Candidate(rows, [pagemap.Run(0, 2 * MIB + 10_000 * 4096, pagemap.PRESENT)])
+    (chosen,), more = Pace(verify=True).share([candidate], 1e-4)
+    assert more
+    assert 256 < chosen.rows[-1].pages < 1024
+
+
 def test_longer_pauses_are_told() -> None:
     report = Report(1, pauses=[0.004, 0.0101, 0.012], max_pause=0.005)
     assert report.pauses_over == 2

@@ -70,7 +70,8 @@ class Pace:
         if self._compared:
             kept = clip(candidate.runs, keep_from(rows[0], 0), rows[0].end)
             cost += self._compared * pagemap.totals(kept).populated
-            budget = budget if optional else max(budget, cost + _LEAST)
+            # What is compared in any case may be much, and must not leave next to nothing for what moves.
+            budget = budget if optional else max(budget, cost + max(cost, _LEAST))
         for at, row in enumerate(rows[1:], 1):
             whole = _A_PIECE + self._page * pagemap.totals(clip(candidate.runs, row.start, row.end)).populated
             if cost + whole > budget:
