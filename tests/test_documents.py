@@ -37,3 +37,10 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_the_index_leads_to_every_document() -> None:
     linked = {file for file, _ in links(ROOT / "docs" / "index.md")}
     assert set(DOCUMENTS) - linked <= {ROOT / "docs" / "index.md"}
+
+
+def test_every_source_names_its_licence() -> None:
+    for folder in ("src", "tests", "benchmarks", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            lines = path.read_text().splitlines()[:2]
+            assert not lines or any("SPDX-License-Identifier" in line for line in lines), path
