@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import require
 
-from vmaweld import abi
+from vmaweld import abi, mempolicy
 from vmaweld.kernel import procfs, snapshots
 from vmaweld.kernel.bpf import iterator
 from vmaweld.kernel.bpf import program as bpf_program
@@ -393,9 +393,9 @@ def test_btf_that_is_no_btf() -> None:
 
 
 def test_policy_as_numa_maps_writes_it() -> None:
-    assert bpf_records.policy_text(2, 0, 0b1) == "bind:0"
-    assert bpf_records.policy_text(3, 1 << 15, 0b1011) == "interleave=static:0-1,3"
-    assert bpf_records.policy_text(4, 0, 0) == "local"
+    assert mempolicy.policy_text(2, mempolicy.node_list(0b1)) == "bind:0"
+    assert mempolicy.policy_text(3 | 1 << 15, mempolicy.node_list(0b1011)) == "interleave=static:0-1,3"
+    assert mempolicy.policy_text(4) == "local"
 
 
 def test_status_and_limits_of_this_process() -> None:

@@ -20,6 +20,7 @@ from vmaweld.executor import child
 from vmaweld.executor.arena import Arena
 from vmaweld.executor.process import Command
 from vmaweld.kernel import syscalls
+from vmaweld.mempolicy import parse_policy
 
 _SHM_RDONLY, _SHM_REMAP, _SHM_EXEC = 0o10000, 0o40000, 0o100000
 _ALL: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -119,7 +120,7 @@ class Commands:
 
     def _mbind(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length)
-        mode, nodes = syscalls.parse_policy(event.file)
+        mode, nodes = parse_policy(event.file)
         numbers = event.addr, event.length, mode, self._scratch if nodes else 0, 65 if nodes else 0, 0
         return child.CALL, struct.pack("<Q", nodes) if nodes else b"", (syscalls.NR_MBIND, *numbers)
 

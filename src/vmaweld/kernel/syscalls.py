@@ -12,6 +12,8 @@ import os
 import struct
 from typing import Final
 
+from vmaweld import mempolicy
+
 NR_MMAP: Final = 9
 NR_MPROTECT: Final = 10
 NR_MUNMAP: Final = 11
@@ -45,24 +47,6 @@ PR_SET_DUMPABLE: Final = 4
 PR_SET_THP_DISABLE: Final = 41
 PR_SET_VMA: Final = 0x53564D41
 PR_SET_VMA_ANON_NAME: Final = 0
-
-MPOL_DEFAULT: Final = 0
-MPOL_PREFERRED: Final = 1
-MPOL_BIND: Final = 2
-MPOL_INTERLEAVE: Final = 3
-MPOL_LOCAL: Final = 4
-MPOL_PREFERRED_MANY: Final = 5
-
-POLICY_MODES: Final[dict[str, int]] = {
-    "": MPOL_DEFAULT,
-    "default": MPOL_DEFAULT,
-    "prefer": MPOL_PREFERRED,
-    "bind": MPOL_BIND,
-    "interleave": MPOL_INTERLEAVE,
-    "local": MPOL_LOCAL,
-    "prefer-many": MPOL_PREFERRED_MANY,
-}
-"""Memory policies by the name that `Row.mempolicy` and /proc/PID/numa_maps use."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _syscall: Final = _libc.syscall
@@ -178,25 +162,9 @@ def set_anon_name(addr: int, length: int, name: str | None) -> None:
     )
 
 
-def parse_policy(text: str) -> tuple[int, int]:
-    """(mode, bit mask of nodes) of a policy as `Row.mempolicy` writes it: "bind:0-1,3", "local", "".
-
-    Raises ValueError for a mode of another name.
-    """
-    name, _, list_of_nodes = text.partition(":")
-    if name not in POLICY_MODES:
-        raise ValueError(f"unknown memory policy {text!r}")
-    nodes = 0
-    for part in list_of_nodes.split(",") if list_of_nodes else ():
-        first, _, last = part.partition("-")
-        for node in range(int(first), int(last or first) + 1):
-            nodes |= 1 << node
-    return POLICY_MODES[name], nodes
-
-
 def mbind(addr: int, length: int, policy: str, flags: int = 0) -> None:
     """``mbind``(2) with `policy` as `Row.mempolicy` writes it; "" is the default policy. At most 64 nodes."""
-    mode, nodes = parse_policy(policy)
+    mode, nodes = mempolicy.parse_policy(policy)
     mask = ctypes.c_ulong(nodes)
     check(
         raw(NR_MBIND, addr, length, mode, ctypes.addressof(mask) if nodes else 0, 65 if nodes else 0, flags),

@@ -52,9 +52,6 @@ SHM_REMAP: Final = 0o40000
 SHM_EXEC: Final = 0o100000
 
 _WORD: Final = (1 << 64) - 1
-_MODES: Final = ("", "prefer", "bind", "interleave", "local", "prefer-many", "weighted-interleave")
-_MODE_FLAGS: Final = ((1 << 15, "static"), (1 << 14, "relative"), (1 << 13, "balancing"))
-
 Arguments = tuple[int, ...]
 """The six registers, unsigned."""
 
@@ -63,16 +60,6 @@ def signed(word: int, bits: int = 64) -> int:
     """The lowest `bits` of a register as a signed number."""
     word &= (1 << bits) - 1
     return word - (1 << bits) if word >> (bits - 1) else word
-
-
-def policy_text(mode: int, nodes: str) -> str:
-    """A memory policy, `mode` of mbind, as /proc/PID/numa_maps writes it; `nodes`: the node list, such as "0-1"."""
-    bare = mode & 0x1FFF
-    text = _MODES[bare] if bare < len(_MODES) else f"mode-{bare}"
-    names = [name for bit, name in _MODE_FLAGS if mode & bit]
-    if names:
-        text += "=" + "|".join(names)
-    return text + (f":{nodes}" if nodes and text and text != "local" else "")
 
 
 def _mmap(pid: int, a: Arguments, file: str) -> Event:

@@ -12,6 +12,7 @@ from typing import Final
 
 from vmaweld.abi import EARLIER_BITS
 from vmaweld.kernel.bpf.program import ACTIVE, ANON_VMA, NAME_TAG, RECORD, ROOT, SEQUENCE, START, WORDS
+from vmaweld.mempolicy import node_list, policy_text
 from vmaweld.policy import release_numbers
 from vmaweld.snapshot import AnonVma, Row, Snapshot
 
@@ -25,27 +26,6 @@ _MOVED: Final = tuple((old, new) for first, last, old, new in EARLIER_BITS if fi
 _MOVED_MASK: Final = sum(old for old, _ in _MOVED)
 
 FileName = Callable[[int, int, int, int], str]
-
-_MPOL_MODES: Final = ("default", "prefer", "bind", "interleave", "local", "prefer-many", "weighted-interleave")
-_MPOL_FLAGS: Final = ((1 << 15, "static"), (1 << 14, "relative"), (1 << 13, "balancing"))
-
-
-def policy_text(mode: int, flags: int, nodes: int) -> str:
-    """A memory policy as /proc/PID/numa_maps writes it: ``bind:0``, ``prefer=static:0-1``. `nodes` is a bit mask."""
-    text = _MPOL_MODES[mode] if mode < len(_MPOL_MODES) else f"mode-{mode}"
-    names = [name for bit, name in _MPOL_FLAGS if flags & bit]
-    if names:
-        text += "=" + "|".join(names)
-    parts = []
-    node = 0
-    while nodes >> node:
-        if nodes >> node & 1:
-            first = node
-            while nodes >> (node + 1) & 1:
-                node += 1
-            parts.append(str(first) if first == node else f"{first}-{node}")
-        node += 1
-    return text + (":" + ",".join(parts) if parts else "")
 
 
 def parse(pid: int, records: bytes, consistent: bool = True, *, file_name: FileName | None = None) -> Snapshot:
@@ -79,7 +59,9 @@ def _parse(pid: int, records: bytes, consistent: bool, file_name: FileName | Non
         if path is None:
             ask = (start, end, device, inode)
             path = paths[file_id] = file_name(*ask) if file_name is not None else _path(pid, *ask)
-        mempolicy = policy_text(bits >> 32 & 0xFFFF, bits >> 48, nodes) if bits & _HAS_POLICY else ""
+        # The kernel keeps flags of its own beside those that the caller has set: they are left out.
+        mode = bits >> 32 & 0x1FFF | bits >> 48 & 0xE000
+        mempolicy = policy_text(mode, node_list(nodes)) if bits & _HAS_POLICY else ""
         # fmt: off
         rows.append(Row(  # by position: naming twelve arguments takes as long as all the rest
             start, end, flags, pgoff, anon_vma, path, names[bits >> 8 & 0xFF], mempolicy, uffd, bits & 0xFF, file_id,

@@ -14,13 +14,14 @@ from typing import Final
 from vmaweld import abi, events
 from vmaweld.abi import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 from vmaweld.events import Event
+from vmaweld.mempolicy import policy_text
 from vmaweld.trace.assembly import open_files
 from vmaweld.trace.assembly.exec_image import SPECIAL_FLAGS, STACK, ExecImage, is_anonymous, place_flags
 from vmaweld.trace.assembly.files import FileIdentity, FileNames
 from vmaweld.trace.assembly.open_files import OpenFiles
 from vmaweld.trace.assembly.order import Call, Entry, Order
 from vmaweld.trace.assembly.outlet import Emit, Outlet
-from vmaweld.trace.calls import Arguments, event_of, policy_text
+from vmaweld.trace.calls import Arguments, event_of
 
 CLONE_FILES: Final = 0x400
 

@@ -16,9 +16,10 @@ from typing import Final
 from vmaweld import abi, events
 from vmaweld.abi import PAGE_SHIFT
 from vmaweld.events import Event
+from vmaweld.mempolicy import policy_text
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.trace.assembly.assembler import Assembler
-from vmaweld.trace.calls import NUMBERS, policy_text
+from vmaweld.trace.calls import NUMBERS
 from vmaweld.trace.progress import Progress
 from vmaweld.trace.recorders import strace_log
 from vmaweld.trace.recorders.assumed_writes import AssumeWrites
