@@ -15,7 +15,7 @@ import pytest
 from conftest import require
 from weld_support import TIMEOUT, require_own
 
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import x86_64
 from vmaweld.welding import local, seccomp, trampoline, way_back
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding.program import A_GROUP, Group, Program
@@ -134,13 +134,13 @@ def _forbidden(*filters: list[tuple[int, int, int, int]]) -> str:
 
 def test_seccomp_filters_are_worked_through() -> None:
     allow, kill, errno = 0x7FFF_0000, 0, 0x0005_0001
-    forbids = _filter((0x20, 0, 0, 0), (0x15, 0, 1, syscalls.NR_USERFAULTFD), (0x06, 0, 0, errno), (0x06, 0, 0, allow))
+    forbids = _filter((0x20, 0, 0, 0), (0x15, 0, 1, x86_64.NR_USERFAULTFD), (0x06, 0, 0, errno), (0x06, 0, 0, allow))
     allows = _filter((0x06, 0, 0, allow))
     assert _forbidden(allows) == ""
     assert _forbidden(allows, forbids) == "userfaultfd"
     # Only mappings that are executable: looks at the third argument's lower half.
     no_exec = _filter(
-        *((0x20, 0, 0, 0), (0x15, 0, 3, syscalls.NR_MMAP), (0x20, 0, 0, 32), (0x45, 0, 1, 4)),
+        *((0x20, 0, 0, 0), (0x15, 0, 3, x86_64.NR_MMAP), (0x20, 0, 0, 32), (0x45, 0, 1, 4)),
         *((0x06, 0, 0, kill), (0x06, 0, 0, allow)),
     )
     assert _forbidden(no_exec) == "mmap"

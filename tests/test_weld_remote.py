@@ -20,7 +20,7 @@ from weld_crack import crack_at
 from weld_random import Failing, picture
 from weld_support import HERE, TIMEOUT, Target, open_seams, require_other, vmas
 
-from vmaweld.kernel import ptrace, snapshots, syscalls
+from vmaweld.kernel import ptrace, snapshots, syscalls, x86_64
 from vmaweld.kernel.errors import NotPermitted, ProcessGone
 from vmaweld.welding import HalfDone, Refused, plan, remote, standstill, support
 from vmaweld.welding.program import Program
@@ -314,7 +314,7 @@ def test_what_cannot_be_put_back_is_finished_by_the_next_weld() -> None:
         mended = bytearray(syscalls.read_memory(target.pid, area + 4096, 64 << 10))
         for at in range(512 + 8, len(mended), 96):
             if mended[at : at + 8] == (1 << 20).to_bytes(8, "little"):
-                mended[at : at + 8] = syscalls.NR_MREMAP.to_bytes(8, "little")
+                mended[at : at + 8] = x86_64.NR_MREMAP.to_bytes(8, "little")
         syscalls.write_memory(target.pid, area + 4096, bytes(mended))
         report = remote.weld(target.pid)
         assert "finished" in report.repaired

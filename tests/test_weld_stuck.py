@@ -28,7 +28,7 @@ sys.path.insert(0, 'tests')
 from weld_target import fragments
 from vmaweld.kernel import syscalls
 fragments(3, 2)
-fd = syscalls.raw(syscalls.NR_USERFAULTFD, os.O_CLOEXEC)
+fd = syscalls.raw(x86_64.NR_USERFAULTFD, os.O_CLOEXEC)
 assert fd >= 0
 fcntl.ioctl(fd, 0xC018AA3F, bytearray(struct.pack('<QQQ', 0xAA, 0, 0)))
 area = syscalls.mmap(0, 4096, 3, 0x22)

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from vmaweld import abi
-from vmaweld.kernel import pagemap, snapshots, syscalls
+from vmaweld.kernel import pagemap, snapshots, syscalls, x86_64
 from vmaweld.snapshot import Row
 from vmaweld.welding.puppet import Puppet
 from vmaweld.welding.standstill import Standstill
@@ -48,11 +48,11 @@ def crack_at(pid: int, place: int, pages: int, row: Row) -> None:
 
 def _replace(puppet: Puppet, place: int, size: int, noreserve: bool) -> None:
     flags = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS | (abi.MAP_NORESERVE if noreserve else 0)
-    copy = puppet.call(syscalls.NR_MMAP, 0, size, abi.PROT_READ | abi.PROT_WRITE, flags, (1 << 64) - 1, 0)
+    copy = puppet.call(x86_64.NR_MMAP, 0, size, abi.PROT_READ | abi.PROT_WRITE, flags, (1 << 64) - 1, 0)
     assert copy > 0, copy
     assert syscalls.write_memory(puppet.pid, copy, syscalls.read_memory(puppet.pid, place, size)) == size
     moved = abi.MREMAP_MAYMOVE | abi.MREMAP_FIXED
-    assert puppet.call(syscalls.NR_MREMAP, copy, size, size, moved, place) == place
+    assert puppet.call(x86_64.NR_MREMAP, copy, size, size, moved, place) == place
 
 
 def _places(pid: int, rows: Sequence[Row], pages: int) -> list[tuple[int, bool]]:

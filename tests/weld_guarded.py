@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 from weld_target import PAGE, content, fragments
 
 from vmaweld import abi
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import syscalls, x86_64
 
 COUNT, PAGES = 4, 2
 SIZE = COUNT * PAGES * PAGE
@@ -29,8 +29,8 @@ PKEY_MPROTECT, SHMAT = 329, 30
 SHM_EXEC = 0o100000
 # How systemd.exec(5) describes MemoryDenyWriteExecute=: (system call, argument, mask, forbidden value).
 MEMORY_DENY_WRITE_EXECUTE = (
-    (syscalls.NR_MMAP, 2, WX, WX),
-    (syscalls.NR_MPROTECT, 2, abi.PROT_EXEC, abi.PROT_EXEC),
+    (x86_64.NR_MMAP, 2, WX, WX),
+    (x86_64.NR_MPROTECT, 2, abi.PROT_EXEC, abi.PROT_EXEC),
     (PKEY_MPROTECT, 2, abi.PROT_EXEC, abi.PROT_EXEC),
     (SHMAT, 2, SHM_EXEC, SHM_EXEC),
 )
@@ -81,29 +81,29 @@ def systemd_kills() -> None:
 
 def write_and_execute() -> None:
     """Only both at once are forbidden."""
-    install(((syscalls.NR_MMAP, 2, WX, WX), (syscalls.NR_MPROTECT, 2, WX, WX)), TRAP)
+    install(((x86_64.NR_MMAP, 2, WX, WX), (x86_64.NR_MPROTECT, 2, WX, WX)), TRAP)
 
 
 def executable_maps() -> None:
     """No mapping may be executable at all."""
-    install(((syscalls.NR_MMAP, 2, abi.PROT_EXEC, abi.PROT_EXEC),), ERRNO)
+    install(((x86_64.NR_MMAP, 2, abi.PROT_EXEC, abi.PROT_EXEC),), ERRNO)
 
 
 def mprotect() -> None:
-    install(((syscalls.NR_MPROTECT, 2, 0, 0),), TRACE)
+    install(((x86_64.NR_MPROTECT, 2, 0, 0),), TRACE)
 
 
 def munlock() -> None:
-    install(((syscalls.NR_MUNLOCK, 0, 0, 0),), KILL_PROCESS)
+    install(((x86_64.NR_MUNLOCK, 0, 0, 0),), KILL_PROCESS)
 
 
 def mremap_in_place() -> None:
     """mremap without any flag: what lets the memory on its way grow."""
-    install(((syscalls.NR_MREMAP, 3, 0xFFFF_FFFF, 0),), KILL_THREAD)
+    install(((x86_64.NR_MREMAP, 3, 0xFFFF_FFFF, 0),), KILL_THREAD)
 
 
 def munmap() -> None:
-    install(((syscalls.NR_MUNMAP, 0, 0, 0),), KILL_PROCESS)
+    install(((x86_64.NR_MUNMAP, 0, 0, 0),), KILL_PROCESS)
 
 
 def mdwe() -> None:
@@ -153,7 +153,7 @@ def lay_out() -> None:
         if prot != 3:
             syscalls.mprotect(AREAS[name], SIZE, prot)
     AREAS["locked"] = fragments(COUNT, PAGES, seed=5)
-    syscalls.check(syscalls.raw(syscalls.NR_MLOCK2, AREAS["locked"], SIZE, 0), "mlock2")
+    syscalls.check(syscalls.raw(x86_64.NR_MLOCK2, AREAS["locked"], SIZE, 0), "mlock2")
 
 
 def main() -> None:

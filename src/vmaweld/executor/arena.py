@@ -7,7 +7,7 @@ from typing import Final
 
 from vmaweld.abi import page_align_down, page_align_up
 from vmaweld.events import Event
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import syscalls, x86_64
 from vmaweld.snapshot import Row
 
 ARENA_LOW: Final = 0x6000_0000_0000
@@ -54,7 +54,7 @@ class Arena:
         """Remove the segments and close the files; safe to call twice."""
         for shmid in self.segments.values():
             # They went with their namespace, unless the child was not permitted to have one.
-            syscalls.raw(syscalls.NR_SHMCTL, shmid, _IPC_RMID, 0)
+            syscalls.raw(x86_64.NR_SHMCTL, shmid, _IPC_RMID, 0)
         self.segments.clear()
         for descriptor in self.files.values():
             os.close(descriptor)

@@ -19,7 +19,7 @@ from vmaweld.events import Event
 from vmaweld.executor import child
 from vmaweld.executor.arena import Arena
 from vmaweld.executor.process import Command
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import syscalls, x86_64
 from vmaweld.mempolicy import parse_policy
 
 _SHM_RDONLY, _SHM_REMAP, _SHM_EXEC = 0o10000, 0o40000, 0o100000
@@ -71,7 +71,7 @@ class Commands:
         if event.flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
             self._arena.check(event, event.addr, event.length)
         numbers = event.addr, event.length, event.prot, event.flags, descriptor, event.pgoff << PAGE_SHIFT
-        return child.CALL, b"", (syscalls.NR_MMAP, *numbers)
+        return child.CALL, b"", (x86_64.NR_MMAP, *numbers)
 
     def _range_call(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length)
@@ -81,48 +81,48 @@ class Commands:
         self._arena.check(event, event.addr, event.length)
         if event.flags:
             numbers = event.addr, event.length, event.prot, (event.flags - 1) & _ALL
-            return child.CALL, b"", (syscalls.NR_PKEY_MPROTECT, *numbers)
-        return child.CALL, b"", (syscalls.NR_MPROTECT, event.addr, event.length, event.prot)
+            return child.CALL, b"", (x86_64.NR_PKEY_MPROTECT, *numbers)
+        return child.CALL, b"", (x86_64.NR_MPROTECT, event.addr, event.length, event.prot)
 
     def _mremap(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length or 1)
         if event.flags & MREMAP_FIXED:
             self._arena.check(event, event.new_addr, event.new_length)
         numbers = event.addr, event.length, event.new_length, event.flags, event.new_addr
-        return child.CALL, b"", (syscalls.NR_MREMAP, *numbers)
+        return child.CALL, b"", (x86_64.NR_MREMAP, *numbers)
 
     def _brk(self, event: Event) -> Command:
         if not self.can_brk:
             raise ValueError("brk: the program break is not in the arena (give brk=; needs CONFIG_CHECKPOINT_RESTORE)")
         if event.addr and not self._arena.low <= event.addr <= self._arena.high:
             raise self._arena.beyond(event)
-        return child.CALL, b"", (syscalls.NR_BRK, event.addr)
+        return child.CALL, b"", (x86_64.NR_BRK, event.addr)
 
     def _mlock(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length)
         if event.flags:
-            return child.CALL, b"", (syscalls.NR_MLOCK2, event.addr, event.length, event.flags)
-        return child.CALL, b"", (syscalls.NR_MLOCK, event.addr, event.length)
+            return child.CALL, b"", (x86_64.NR_MLOCK2, event.addr, event.length, event.flags)
+        return child.CALL, b"", (x86_64.NR_MLOCK, event.addr, event.length)
 
     def _mlockall(self, event: Event) -> Command:
         if event.flags & MCL_CURRENT and not self.can_lock_current:
             raise ValueError("mlockall(MCL_CURRENT) cannot be undone here in any reasonable time (Linux before 5.18)")
-        return child.CALL, b"", (syscalls.NR_MLOCKALL, event.flags)
+        return child.CALL, b"", (x86_64.NR_MLOCKALL, event.flags)
 
     def _munlockall(self, _event: Event) -> Command:
-        return child.CALL, b"", (syscalls.NR_MUNLOCKALL,)
+        return child.CALL, b"", (x86_64.NR_MUNLOCKALL,)
 
     def _set_name(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length)
         name = event.file.encode()
         numbers = syscalls.PR_SET_VMA, syscalls.PR_SET_VMA_ANON_NAME, event.addr, event.length
-        return child.CALL, name + b"\0" if name else b"", (syscalls.NR_PRCTL, *numbers, self._scratch if name else 0)
+        return child.CALL, name + b"\0" if name else b"", (x86_64.NR_PRCTL, *numbers, self._scratch if name else 0)
 
     def _mbind(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length)
         mode, nodes = parse_policy(event.file)
         numbers = event.addr, event.length, mode, self._scratch if nodes else 0, 65 if nodes else 0, 0
-        return child.CALL, struct.pack("<Q", nodes) if nodes else b"", (syscalls.NR_MBIND, *numbers)
+        return child.CALL, struct.pack("<Q", nodes) if nodes else b"", (x86_64.NR_MBIND, *numbers)
 
     def _shmat(self, event: Event) -> Command:
         replace = event.flags & MAP_FIXED
@@ -130,23 +130,23 @@ class Commands:
             self._arena.check(event, event.addr, event.length)
         key = event.file, event.length
         if key not in self._arena.segments:
-            result = self._perform(event, (child.CALL, b"", (syscalls.NR_SHMGET, 0, event.length, 0o600)))
+            result = self._perform(event, (child.CALL, b"", (x86_64.NR_SHMGET, 0, event.length, 0o600)))
             self._arena.segments[key] = syscalls.check(result, f"shmget(IPC_PRIVATE, {event.length:#x})")
         flags = 0 if event.prot & PROT_WRITE else _SHM_RDONLY
         flags |= (_SHM_EXEC if event.prot & PROT_EXEC else 0) | (_SHM_REMAP if replace else 0)
-        return child.CALL, b"", (syscalls.NR_SHMAT, self._arena.segments[key], event.addr, flags)
+        return child.CALL, b"", (x86_64.NR_SHMAT, self._arena.segments[key], event.addr, flags)
 
     def _shmdt(self, event: Event) -> Command:
         self._arena.check(event, event.addr, 1)
-        return child.CALL, b"", (syscalls.NR_SHMDT, event.addr)
+        return child.CALL, b"", (x86_64.NR_SHMDT, event.addr)
 
     def _remap_file_pages(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length)
-        return child.CALL, b"", (syscalls.NR_REMAP_FILE_PAGES, event.addr, event.length, 0, event.pgoff)
+        return child.CALL, b"", (x86_64.NR_REMAP_FILE_PAGES, event.addr, event.length, 0, event.pgoff)
 
     def _madvise(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length)
-        return child.CALL, b"", (syscalls.NR_MADVISE, event.addr, event.length, event.flags)
+        return child.CALL, b"", (x86_64.NR_MADVISE, event.addr, event.length, event.flags)
 
     def _touch(self, event: Event) -> Command:
         self._arena.check(event, event.addr, event.length)
@@ -175,7 +175,7 @@ class Commands:
         return child.EXIT, b"", ()
 
 
-_RANGE_CALLS: Final = {ev.MUNMAP: syscalls.NR_MUNMAP, ev.MUNLOCK: syscalls.NR_MUNLOCK, ev.MSEAL: syscalls.NR_MSEAL}
+_RANGE_CALLS: Final = {ev.MUNMAP: x86_64.NR_MUNMAP, ev.MUNLOCK: x86_64.NR_MUNLOCK, ev.MSEAL: x86_64.NR_MSEAL}
 
 _TRANSLATIONS: Final[dict[str, Callable[[Commands, Event], Command]]] = {
     ev.MMAP: Commands._mmap,

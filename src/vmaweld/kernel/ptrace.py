@@ -14,10 +14,7 @@ import struct
 import time
 from typing import Final, NamedTuple
 
-from vmaweld.kernel import syscalls
-
-NR_PTRACE: Final = 101
-NR_KCMP: Final = 312
+from vmaweld.kernel import syscalls, x86_64
 
 _POKEDATA: Final = 5
 _CONT: Final = 7
@@ -103,7 +100,7 @@ class Event(NamedTuple):
 
 
 def _ptrace(request: int, tid: int, address: int, data: int, name: str) -> int:
-    return syscalls.check(syscalls.raw(NR_PTRACE, request, tid, address, data), f"ptrace({name}, {tid})")
+    return syscalls.check(syscalls.raw(x86_64.NR_PTRACE, request, tid, address, data), f"ptrace({name}, {tid})")
 
 
 def seize(tid: int, options: int = 0) -> None:
@@ -262,4 +259,4 @@ def _event(status: int) -> Event:
 
 def shares_memory(pid: int, other: int) -> bool:
     """Whether two processes have one address space (kcmp(2)); False where the kernel will not tell."""
-    return syscalls.raw(NR_KCMP, pid, other, _KCMP_VM, 0, 0) == 0
+    return syscalls.raw(x86_64.NR_KCMP, pid, other, _KCMP_VM, 0, 0) == 0

@@ -11,13 +11,11 @@ import struct
 import threading
 from typing import Final
 
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import syscalls, x86_64
 
 TID_MASK: Final = 0x3FFF_FFFF
 WAITERS: Final = 0x8000_0000
 
-_NR_SET_ROBUST_LIST: Final = 273
-_NR_GET_ROBUST_LIST: Final = 274
 _HEAD_SIZE: Final = 24
 
 
@@ -37,7 +35,7 @@ class RobustFutex:
         self.alive = threading.get_native_id() | WAITERS
         before = ctypes.create_string_buffer(16)
         at = ctypes.addressof(before)
-        syscalls.check(syscalls.raw(_NR_GET_ROBUST_LIST, 0, at, at + 8), "get_robust_list()")
+        syscalls.check(syscalls.raw(x86_64.NR_GET_ROBUST_LIST, 0, at, at + 8), "get_robust_list()")
         self._before = struct.unpack("<QQ", before.raw)
         # struct robust_list_head: the first entry, the distance from an entry to its word, the entry on its way;
         # behind it the only entry, which points back to the head.
@@ -45,7 +43,7 @@ class RobustFutex:
         head = ctypes.addressof(self._list)
         entry = head + _HEAD_SIZE
         struct.pack_into("<QqQQ", self._list, 0, entry, address - entry, 0, head)
-        syscalls.check(syscalls.raw(_NR_SET_ROBUST_LIST, head, _HEAD_SIZE), "set_robust_list()")
+        syscalls.check(syscalls.raw(x86_64.NR_SET_ROBUST_LIST, head, _HEAD_SIZE), "set_robust_list()")
 
     def hold(self) -> None:
         """Take the lock for the thread that prepared it. Any thread may call this; nobody else may try to take it."""
@@ -57,7 +55,7 @@ class RobustFutex:
 
     def close(self) -> None:
         """Give the thread that prepared it, and calls this, its own list back."""
-        syscalls.raw(_NR_SET_ROBUST_LIST, *self._before)
+        syscalls.raw(x86_64.NR_SET_ROBUST_LIST, *self._before)
 
     def _set(self, value: int) -> None:
         ctypes.c_uint32.from_address(self._address).value = value

@@ -13,34 +13,7 @@ import struct
 from typing import Final
 
 from vmaweld import mempolicy
-
-NR_MMAP: Final = 9
-NR_MPROTECT: Final = 10
-NR_MUNMAP: Final = 11
-NR_BRK: Final = 12
-NR_MREMAP: Final = 25
-NR_MADVISE: Final = 28
-NR_SHMGET: Final = 29
-NR_SHMAT: Final = 30
-NR_SHMCTL: Final = 31
-NR_SHMDT: Final = 67
-NR_MLOCK: Final = 149
-NR_MUNLOCK: Final = 150
-NR_MLOCKALL: Final = 151
-NR_MUNLOCKALL: Final = 152
-NR_PRCTL: Final = 157
-NR_REMAP_FILE_PAGES: Final = 216
-NR_MBIND: Final = 237
-NR_PROCESS_VM_READV: Final = 310
-NR_PROCESS_VM_WRITEV: Final = 311
-NR_USERFAULTFD: Final = 323
-NR_MLOCK2: Final = 325
-NR_PKEY_MPROTECT: Final = 329
-NR_PKEY_ALLOC: Final = 330
-NR_PKEY_FREE: Final = 331
-NR_PIDFD_OPEN: Final = 434
-NR_PROCESS_MADVISE: Final = 440
-NR_MSEAL: Final = 462
+from vmaweld.kernel import x86_64
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
@@ -70,25 +43,25 @@ def check(result: int, call: str) -> int:
 def mmap(addr: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
     """``mmap``(2); returns the address."""
     return check(
-        raw(NR_MMAP, addr, length, prot, flags, fd & 0xFFFF_FFFF_FFFF_FFFF, offset),
+        raw(x86_64.NR_MMAP, addr, length, prot, flags, fd & 0xFFFF_FFFF_FFFF_FFFF, offset),
         f"mmap({addr:#x}, {length:#x}, prot={prot}, flags={flags:#x}, fd={fd}, offset={offset:#x})",
     )
 
 
 def munmap(addr: int, length: int) -> None:
     """``munmap``(2)."""
-    check(raw(NR_MUNMAP, addr, length), f"munmap({addr:#x}, {length:#x})")
+    check(raw(x86_64.NR_MUNMAP, addr, length), f"munmap({addr:#x}, {length:#x})")
 
 
 def mprotect(addr: int, length: int, prot: int) -> None:
     """``mprotect``(2)."""
-    check(raw(NR_MPROTECT, addr, length, prot), f"mprotect({addr:#x}, {length:#x}, {prot:#x})")
+    check(raw(x86_64.NR_MPROTECT, addr, length, prot), f"mprotect({addr:#x}, {length:#x}, {prot:#x})")
 
 
 def pkey_mprotect(addr: int, length: int, prot: int, pkey: int) -> None:
     """``pkey_mprotect``(2), 4.9."""
     check(
-        raw(NR_PKEY_MPROTECT, addr, length, prot, pkey & 0xFFFF_FFFF_FFFF_FFFF),
+        raw(x86_64.NR_PKEY_MPROTECT, addr, length, prot, pkey & 0xFFFF_FFFF_FFFF_FFFF),
         f"pkey_mprotect({addr:#x}, {length:#x}, {prot:#x}, pkey={pkey})",
     )
 
@@ -96,21 +69,21 @@ def pkey_mprotect(addr: int, length: int, prot: int, pkey: int) -> None:
 def mremap(addr: int, length: int, new_length: int, flags: int = 0, new_addr: int = 0) -> int:
     """``mremap``(2); returns the new address. flags: MREMAP_*."""
     return check(
-        raw(NR_MREMAP, addr, length, new_length, flags, new_addr),
+        raw(x86_64.NR_MREMAP, addr, length, new_length, flags, new_addr),
         f"mremap({addr:#x}, {length:#x}, {new_length:#x}, flags={flags}, new_addr={new_addr:#x})",
     )
 
 
 def madvise(addr: int, length: int, advice: int) -> None:
     """``madvise``(2). advice: MADV_*."""
-    check(raw(NR_MADVISE, addr, length, advice), f"madvise({addr:#x}, {length:#x}, {advice})")
+    check(raw(x86_64.NR_MADVISE, addr, length, advice), f"madvise({addr:#x}, {length:#x}, {advice})")
 
 
 def process_madvise(pidfd: int, addr: int, length: int, advice: int) -> int:
     """``process_madvise``(2), 5.10, for one range; returns the bytes advised."""
     vector = ctypes.create_string_buffer(struct.pack("<QQ", addr, length), 16)
     return check(
-        raw(NR_PROCESS_MADVISE, pidfd, ctypes.addressof(vector), 1, advice),
+        raw(x86_64.NR_PROCESS_MADVISE, pidfd, ctypes.addressof(vector), 1, advice),
         f"process_madvise(pidfd={pidfd}, {addr:#x}, {length:#x}, {advice})",
     )
 
@@ -118,46 +91,49 @@ def process_madvise(pidfd: int, addr: int, length: int, advice: int) -> int:
 def mlock(addr: int, length: int, flags: int = 0) -> None:
     """``mlock``(2), or mlock2(2) where `flags` (MLOCK_ONFAULT) is set."""
     if flags:
-        check(raw(NR_MLOCK2, addr, length, flags), f"mlock2({addr:#x}, {length:#x}, {flags})")
+        check(raw(x86_64.NR_MLOCK2, addr, length, flags), f"mlock2({addr:#x}, {length:#x}, {flags})")
     else:
-        check(raw(NR_MLOCK, addr, length), f"mlock({addr:#x}, {length:#x})")
+        check(raw(x86_64.NR_MLOCK, addr, length), f"mlock({addr:#x}, {length:#x})")
 
 
 def munlock(addr: int, length: int) -> None:
     """``munlock``(2)."""
-    check(raw(NR_MUNLOCK, addr, length), f"munlock({addr:#x}, {length:#x})")
+    check(raw(x86_64.NR_MUNLOCK, addr, length), f"munlock({addr:#x}, {length:#x})")
 
 
 def mlockall(flags: int) -> None:
     """``mlockall``(2). flags: MCL_*."""
-    check(raw(NR_MLOCKALL, flags), f"mlockall({flags})")
+    check(raw(x86_64.NR_MLOCKALL, flags), f"mlockall({flags})")
 
 
 def munlockall() -> None:
     """``munlockall``(2)."""
-    check(raw(NR_MUNLOCKALL), "munlockall()")
+    check(raw(x86_64.NR_MUNLOCKALL), "munlockall()")
 
 
 def mseal(addr: int, length: int) -> None:
     """``mseal``(2), 6.10. Sealed memory stays as it is until the process ends."""
-    check(raw(NR_MSEAL, addr, length), f"mseal({addr:#x}, {length:#x})")
+    check(raw(x86_64.NR_MSEAL, addr, length), f"mseal({addr:#x}, {length:#x})")
 
 
 def remap_file_pages(addr: int, length: int, pgoff: int, flags: int = 0) -> None:
     """``remap_file_pages``(2). pgoff: pages into the file that is mapped there (shared)."""
-    check(raw(NR_REMAP_FILE_PAGES, addr, length, 0, pgoff, flags), f"remap_file_pages({addr:#x}, {length:#x}, {pgoff})")
+    check(
+        raw(x86_64.NR_REMAP_FILE_PAGES, addr, length, 0, pgoff, flags),
+        f"remap_file_pages({addr:#x}, {length:#x}, {pgoff})",
+    )
 
 
 def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     """``prctl``(2)."""
-    return check(raw(NR_PRCTL, option, a, b, c, d), f"prctl({option:#x}, {a:#x}, {b:#x}, {c:#x}, {d:#x})")
+    return check(raw(x86_64.NR_PRCTL, option, a, b, c, d), f"prctl({option:#x}, {a:#x}, {b:#x}, {c:#x}, {d:#x})")
 
 
 def set_anon_name(addr: int, length: int, name: str | None) -> None:
     """Name anonymous memory (5.17, CONFIG_ANON_VMA_NAME), at most 79 bytes; None or "" takes the name off."""
     buffer = ctypes.create_string_buffer(name.encode()) if name else None
     check(
-        raw(NR_PRCTL, PR_SET_VMA, PR_SET_VMA_ANON_NAME, addr, length, ctypes.addressof(buffer) if buffer else 0),
+        raw(x86_64.NR_PRCTL, PR_SET_VMA, PR_SET_VMA_ANON_NAME, addr, length, ctypes.addressof(buffer) if buffer else 0),
         f"prctl(PR_SET_VMA_ANON_NAME, {addr:#x}, {length:#x}, {name!r})",
     )
 
@@ -167,24 +143,24 @@ def mbind(addr: int, length: int, policy: str, flags: int = 0) -> None:
     mode, nodes = mempolicy.parse_policy(policy)
     mask = ctypes.c_ulong(nodes)
     check(
-        raw(NR_MBIND, addr, length, mode, ctypes.addressof(mask) if nodes else 0, 65 if nodes else 0, flags),
+        raw(x86_64.NR_MBIND, addr, length, mode, ctypes.addressof(mask) if nodes else 0, 65 if nodes else 0, flags),
         f"mbind({addr:#x}, {length:#x}, {policy!r}, flags={flags})",
     )
 
 
 def shmat(shmid: int, addr: int, flags: int) -> int:
     """``shmat``(2); returns the address. flags: SHM_RDONLY 0o10000, SHM_REMAP 0o40000, SHM_EXEC 0o100000."""
-    return check(raw(NR_SHMAT, shmid, addr, flags), f"shmat({shmid}, {addr:#x}, {flags:#o})")
+    return check(raw(x86_64.NR_SHMAT, shmid, addr, flags), f"shmat({shmid}, {addr:#x}, {flags:#o})")
 
 
 def shmdt(addr: int) -> None:
     """``shmdt``(2)."""
-    check(raw(NR_SHMDT, addr), f"shmdt({addr:#x})")
+    check(raw(x86_64.NR_SHMDT, addr), f"shmdt({addr:#x})")
 
 
 def pidfd_open(pid: int) -> int:
     """``pidfd_open``(2), 5.3; returns a descriptor."""
-    return check(raw(NR_PIDFD_OPEN, pid), f"pidfd_open({pid})")
+    return check(raw(x86_64.NR_PIDFD_OPEN, pid), f"pidfd_open({pid})")
 
 
 def _transfer(number: int, name: str, pid: int, addr: int, local: int, length: int) -> int:
@@ -196,11 +172,11 @@ def _transfer(number: int, name: str, pid: int, addr: int, local: int, length: i
 def read_memory(pid: int, addr: int, length: int) -> bytes:
     """``process_vm_readv``(2): up to `length` bytes of `pid` at `addr`; fewer where memory ends that can be read."""
     buffer = ctypes.create_string_buffer(length)
-    got = _transfer(NR_PROCESS_VM_READV, "process_vm_readv", pid, addr, ctypes.addressof(buffer), length)
+    got = _transfer(x86_64.NR_PROCESS_VM_READV, "process_vm_readv", pid, addr, ctypes.addressof(buffer), length)
     return buffer.raw[:got]
 
 
 def write_memory(pid: int, addr: int, data: bytes) -> int:
     """``process_vm_writev``(2): bytes written; fewer than given where memory ends that can be written."""
     buffer = ctypes.create_string_buffer(data, len(data))
-    return _transfer(NR_PROCESS_VM_WRITEV, "process_vm_writev", pid, addr, ctypes.addressof(buffer), len(data))
+    return _transfer(x86_64.NR_PROCESS_VM_WRITEV, "process_vm_writev", pid, addr, ctypes.addressof(buffer), len(data))

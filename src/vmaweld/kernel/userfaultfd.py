@@ -8,7 +8,7 @@ from fcntl import ioctl
 from typing import Final
 
 from vmaweld.abi import UFFDIO_REGISTER_MODE_MISSING
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import syscalls, x86_64
 
 UFFD_USER_MODE_ONLY: Final = 1  # 5.11
 UFFD_API: Final = 0xAA
@@ -37,9 +37,9 @@ class Userfaultfd:
 
     def __init__(self, *, user_mode_only: bool = True, features: int = 0) -> None:
         flags = os.O_CLOEXEC | os.O_NONBLOCK | (UFFD_USER_MODE_ONLY if user_mode_only else 0)
-        result = syscalls.raw(syscalls.NR_USERFAULTFD, flags)
+        result = syscalls.raw(x86_64.NR_USERFAULTFD, flags)
         if result == -errno.EINVAL and user_mode_only:  # before 5.11
-            result = syscalls.raw(syscalls.NR_USERFAULTFD, flags & ~UFFD_USER_MODE_ONLY)
+            result = syscalls.raw(x86_64.NR_USERFAULTFD, flags & ~UFFD_USER_MODE_ONLY)
         self.fd = syscalls.check(result, f"userfaultfd({flags:#x})")
         try:
             answer = self._ioctl(

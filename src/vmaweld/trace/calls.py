@@ -10,40 +10,34 @@ from typing import Final
 from vmaweld import events
 from vmaweld.abi import MAP_ANONYMOUS, MAP_FIXED, PAGE_SHIFT, PROT_EXEC, PROT_READ, PROT_WRITE
 from vmaweld.events import Event
+from vmaweld.kernel.x86_64 import numbers_of
 
-NUMBERS: Final[dict[int, str]] = {
-    9: "mmap",
-    10: "mprotect",
-    11: "munmap",
-    12: "brk",
-    25: "mremap",
-    28: "madvise",
-    30: "shmat",
-    67: "shmdt",
-    149: "mlock",
-    150: "munlock",
-    151: "mlockall",
-    152: "munlockall",
-    157: "prctl",
-    206: "io_setup",
-    207: "io_destroy",
-    216: "remap_file_pages",
-    237: "mbind",
-    325: "mlock2",
-    329: "pkey_mprotect",
-    462: "mseal",  # 6.10
-}
+NUMBERS: Final = numbers_of(
+    "mmap",
+    "mprotect",
+    "munmap",
+    "brk",
+    "mremap",
+    "madvise",
+    "shmat",
+    "shmdt",
+    "mlock",
+    "munlock",
+    "mlockall",
+    "munlockall",
+    "prctl",
+    "io_setup",
+    "io_destroy",
+    "remap_file_pages",
+    "mbind",
+    "mlock2",
+    "pkey_mprotect",
+    "mseal",
+)
 """Calls that become events (io_setup's ring becomes a `PLACE`)."""
 
-TASK_NUMBERS: Final[dict[int, str]] = {
-    56: "clone",
-    57: "fork",
-    58: "vfork",
-    59: "execve",
-    322: "execveat",
-    435: "clone3",
-}
-UNSEEN_NUMBERS: Final[dict[int, str]] = {323: "userfaultfd", 450: "set_mempolicy_home_node"}
+TASK_NUMBERS: Final = numbers_of("clone", "fork", "vfork", "execve", "execveat", "clone3")
+UNSEEN_NUMBERS: Final = numbers_of("userfaultfd", "set_mempolicy_home_node")
 """Calls whose effect is in memory that perf does not read; counted, so that the trace can say so."""
 
 PR_SET_VMA: Final = 0x53564D41

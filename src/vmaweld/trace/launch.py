@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from vmaweld.kernel import ptrace, syscalls
+from vmaweld.kernel import ptrace, syscalls, x86_64
 
 _PTRACE_LISTEN: Final = 0x4208
 _PTRACE_O_TRACEEXEC: Final = 0x10
@@ -122,7 +122,7 @@ class Launch:
         event = status >> 16
         if event == ptrace.EVENT_STOP and number in _STOPPING:
             # The whole process is stopped (Ctrl-Z): leave it so, and hear when it goes on.
-            syscalls.raw(ptrace.NR_PTRACE, _PTRACE_LISTEN, self.pid, 0, 0)
+            syscalls.raw(x86_64.NR_PTRACE, _PTRACE_LISTEN, self.pid, 0, 0)
             return
         if event == _EVENT_EXEC:
             stopped("exec")

@@ -21,14 +21,12 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from vmaweld.kernel import ptrace, syscalls
+from vmaweld.kernel import ptrace, syscalls, x86_64
 
 _ERESTARTNOHAND: Final = 514
 _NO_SYSCALL: Final = (1 << 64) - 1
 _U32: Final = (1 << 32) - 1
 _PERIOD_MS: Final = (1 << 31) - 1  # so that orig_rax stays positive
-_NR_PIDFD_GETFD: Final = 438
-_IO_PGETEVENTS: Final = 333
 _SO_RCVTIMEO: Final = 20
 _SO_SNDTIMEO: Final = 21
 _EXT_ARG: Final = 8  # IORING_ENTER_EXT_ARG
@@ -101,7 +99,7 @@ def _socket(option: int, result: int, unix_result: int) -> _Call:
                 return _FOREVER
             process = os.pidfd_open(pid)
             try:
-                own = syscalls.check(syscalls.raw(_NR_PIDFD_GETFD, process, number), "pidfd_getfd")
+                own = syscalls.check(syscalls.raw(x86_64.NR_PIDFD_GETFD, process, number), "pidfd_getfd")
             finally:
                 os.close(process)
             with socket.socket(fileno=own) as copy:
@@ -118,36 +116,36 @@ _RECEIVE: Final = _socket(_SO_RCVTIMEO, -errno.EAGAIN, -errno.EAGAIN)
 _SEND: Final = _socket(_SO_SNDTIMEO, -errno.EAGAIN, -errno.EAGAIN)
 _CALLS: Final[dict[int, _Call]] = {
     # A socket with a time limit: sock_intr_errno() in include/net/sock.h. Also the files of some drivers.
-    0: _RECEIVE,  # read
-    19: _RECEIVE,  # readv
-    327: _RECEIVE,  # preadv2
-    45: _RECEIVE,  # recvfrom
-    47: _RECEIVE,  # recvmsg
-    299: _RECEIVE,  # recvmmsg
-    43: _RECEIVE,  # accept
-    288: _RECEIVE,  # accept4
-    275: _RECEIVE,  # splice
-    1: _SEND,  # write
-    20: _SEND,  # writev
-    328: _SEND,  # pwritev2
-    44: _SEND,  # sendto
-    46: _SEND,  # sendmsg
-    307: _SEND,  # sendmmsg
-    40: _SEND,  # sendfile
-    42: _socket(_SO_SNDTIMEO, -errno.EINPROGRESS, -errno.EAGAIN),  # connect
-    232: _milliseconds,  # epoll_wait: ep_poll() in fs/eventpoll.c
-    281: _milliseconds,  # epoll_pwait
-    441: _timespec("r10", 0),  # epoll_pwait2
-    65: _forever,  # semop: __do_semtimedop() in ipc/sem.c
-    220: _timespec("r10", -errno.EAGAIN),  # semtimedop
-    128: _timespec("rdx", -errno.EAGAIN),  # rt_sigtimedwait: do_sigtimedwait() in kernel/signal.c
-    208: _timespec("r8", 0),  # io_getevents: fs/aio.c
-    _IO_PGETEVENTS: _timespec("r8", 0),
-    426: _ring,  # io_uring_enter: io_cqring_wait() in io_uring/io_uring.c
+    x86_64.NR_READ: _RECEIVE,
+    x86_64.NR_READV: _RECEIVE,
+    x86_64.NR_PREADV2: _RECEIVE,
+    x86_64.NR_RECVFROM: _RECEIVE,
+    x86_64.NR_RECVMSG: _RECEIVE,
+    x86_64.NR_RECVMMSG: _RECEIVE,
+    x86_64.NR_ACCEPT: _RECEIVE,
+    x86_64.NR_ACCEPT4: _RECEIVE,
+    x86_64.NR_SPLICE: _RECEIVE,
+    x86_64.NR_WRITE: _SEND,
+    x86_64.NR_WRITEV: _SEND,
+    x86_64.NR_PWRITEV2: _SEND,
+    x86_64.NR_SENDTO: _SEND,
+    x86_64.NR_SENDMSG: _SEND,
+    x86_64.NR_SENDMMSG: _SEND,
+    x86_64.NR_SENDFILE: _SEND,
+    x86_64.NR_CONNECT: _socket(_SO_SNDTIMEO, -errno.EINPROGRESS, -errno.EAGAIN),
+    x86_64.NR_EPOLL_WAIT: _milliseconds,  # ep_poll() in fs/eventpoll.c
+    x86_64.NR_EPOLL_PWAIT: _milliseconds,
+    x86_64.NR_EPOLL_PWAIT2: _timespec("r10", 0),
+    x86_64.NR_SEMOP: _forever,  # __do_semtimedop() in ipc/sem.c
+    x86_64.NR_SEMTIMEDOP: _timespec("r10", -errno.EAGAIN),
+    x86_64.NR_RT_SIGTIMEDWAIT: _timespec("rdx", -errno.EAGAIN),  # do_sigtimedwait() in kernel/signal.c
+    x86_64.NR_IO_GETEVENTS: _timespec("r8", 0),  # fs/aio.c
+    x86_64.NR_IO_PGETEVENTS: _timespec("r8", 0),
+    x86_64.NR_IO_URING_ENTER: _ring,  # io_cqring_wait() in io_uring/io_uring.c
     # Only where the time that is left cannot be written back: poll_select_finish() in fs/select.c.
-    23: _timespec("r8", 0, 1e-6),  # select
-    270: _timespec("r8", 0),  # pselect6
-    271: _timespec("rdx", 0),  # ppoll
+    x86_64.NR_SELECT: _timespec("r8", 0, 1e-6),
+    x86_64.NR_PSELECT6: _timespec("r8", 0),
+    x86_64.NR_PPOLL: _timespec("rdx", 0),
 }
 """Calls that answer EINTR to a mere stop, having done nothing yet, so that to begin anew changes nothing.
 
@@ -166,7 +164,7 @@ def go_on(pid: int, tid: int) -> bool:
     number = regs.orig_rax & _U32
     call = _CALLS.get(number)
     # The kernel begins io_pgetevents anew by itself, with its whole time too.
-    again = number == _IO_PGETEVENTS and regs.result == -_ERESTARTNOHAND
+    again = number == x86_64.NR_IO_PGETEVENTS and regs.result == -_ERESTARTNOHAND
     if call is None or not (regs.result == -errno.EINTR or again):
         return False
     limit = call(pid, regs)

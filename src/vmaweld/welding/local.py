@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import syscalls, x86_64
 from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.kernel.robust_futex import RobustFutex
 from vmaweld.snapshot import Row, Snapshot
@@ -21,7 +21,6 @@ from vmaweld.welding.names import OWN
 from vmaweld.welding.program import Outcome, Program
 from vmaweld.welding.report import Report
 
-_NR_ARCH_PRCTL: Final = 158
 _ARCH_GET_FS: Final = 0x1003
 
 _Run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -124,7 +123,7 @@ def _own_addresses() -> list[int]:
         libc.pthread_attr_destroy(attributes)
         found.append((bottom.value or 0) + size.value - 1)
     base = ctypes.c_uint64()
-    syscalls.check(syscalls.raw(_NR_ARCH_PRCTL, _ARCH_GET_FS, ctypes.addressof(base)), "arch_prctl(ARCH_GET_FS)")
+    syscalls.check(syscalls.raw(x86_64.NR_ARCH_PRCTL, _ARCH_GET_FS, ctypes.addressof(base)), "arch_prctl(ARCH_GET_FS)")
     found.append(base.value)
     with contextlib.suppress(ValueError):  # a C library without rseq
         found.append(base.value + ctypes.c_ssize_t.in_dll(libc, "__rseq_offset").value)

@@ -26,13 +26,10 @@ from itertools import product
 from typing import Final, NamedTuple
 
 from vmaweld import abi
-from vmaweld.kernel import syscalls, userfaultfd
+from vmaweld.kernel import userfaultfd, x86_64
 from vmaweld.kernel.ptrace import Rseq
 from vmaweld.welding import machine_code as mc
 
-NR_CLOSE: Final = 3
-NR_IOCTL: Final = 16
-NR_RSEQ: Final = 334
 _RSEQ_UNREGISTER: Final = 1
 API: Final = 0xC018AA3F
 REGISTER: Final = 0xC020AA00
@@ -127,7 +124,7 @@ class Program:
         self._rseq: Rseq | None = None
         user_mode, api = _Label(), _Label()
         for flags, failed in ((0, user_mode), (userfaultfd.UFFD_USER_MODE_ONLY, self._stop)):
-            opened = self.call("userfaultfd", syscalls.NR_USERFAULTFD, (os.O_CLOEXEC | flags,), failed)
+            opened = self.call("userfaultfd", x86_64.NR_USERFAULTFD, (os.O_CLOEXEC | flags,), failed)
             store = self.add("", mc.STORE, 0, (0,), modes=(mc.LOAD,))
             self._fix_header(store, "FD")
             self._fix(store, mc.ARGUMENTS, self._at(opened), mc.RESULT * 8)
@@ -146,16 +143,16 @@ class Program:
         """
         self._rseq = registration
         arguments = (registration.area, registration.size, _RSEQ_UNREGISTER, registration.signature)
-        self._first_calls.append(self.call("leave rseq", NR_RSEQ, arguments, self._close_only))
+        self._first_calls.append(self.call("leave rseq", x86_64.NR_RSEQ, arguments, self._close_only))
 
     def finish(self) -> None:
         """Append the end. Nothing may be appended after it."""
         self._here(self._close)
         if self._rseq is not None:
             arguments = (self._rseq.area, self._rseq.size, 0, self._rseq.signature)
-            self._twice("join rseq", NR_RSEQ, arguments)
+            self._twice("join rseq", x86_64.NR_RSEQ, arguments)
         self._here(self._close_only)
-        close = self.call("close", NR_CLOSE, (0,), modes=(mc.LOAD,))
+        close = self.call("close", x86_64.NR_CLOSE, (0,), modes=(mc.LOAD,))
         self._fix_header(close, "FD", mc.ARGUMENTS)
         self._here(self._stop)
         self.add("", mc.END)
@@ -206,7 +203,7 @@ class Program:
         for entry in range(len(self.steps)):
             op, number = words[entry * mc.WORDS + mc.OP], words[entry * mc.WORDS + mc.NUMBER]
             if op in (mc.CONTROL, mc.MOVE):
-                yield NR_IOCTL, (_DESCRIPTOR, number, _STRUCTURE)
+                yield x86_64.NR_IOCTL, (_DESCRIPTOR, number, _STRUCTURE)
             elif op == mc.CALL:
                 for v, w in self._borders(entry):
                     yield from ((number, given) for given in product(*(values(entry, at, v, w) for at in range(6))))
@@ -335,30 +332,30 @@ class Program:
         first = len(self.steps)
         locks: list[int] = []
 
-        self.call("reserve", syscalls.NR_MMAP, (spare, total, abi.PROT_NONE, _RESERVE, -1, 0), end)
+        self.call("reserve", x86_64.NR_MMAP, (spare, total, abi.PROT_NONE, _RESERVE, -1, 0), end)
         if group.locked >= 0:
-            self.call("munlock", syscalls.NR_MUNLOCK, (keep, total), relock)
+            self.call("munlock", x86_64.NR_MUNLOCK, (keep, total), relock)
         widened = 0
         if relax:
-            widened = self.call("mprotect", syscalls.NR_MPROTECT, (keep, total, wide), denied)
+            widened = self.call("mprotect", x86_64.NR_MPROTECT, (keep, total, wide), denied)
         for start, stop in group.populate:
-            self.call("populate", syscalls.NR_MADVISE, (start, stop - start, abi.MADV_POPULATE_WRITE))
+            self.call("populate", x86_64.NR_MADVISE, (start, stop - start, abi.MADV_POPULATE_WRITE))
         hole, hole_end = group.untouched
         if hole:
             # A write fault prepares the anon_vma, and the VMA keeps it when the page goes again.
-            self.call("touch", syscalls.NR_MADVISE, (hole, abi.PAGE_SIZE, abi.MADV_POPULATE_WRITE))
-            self._twice("drop", syscalls.NR_MADVISE, (hole, hole_end - hole, abi.MADV_DONTNEED))
+            self.call("touch", x86_64.NR_MADVISE, (hole, abi.PAGE_SIZE, abi.MADV_POPULATE_WRITE))
+            self._twice("drop", x86_64.NR_MADVISE, (hole, hole_end - hole, abi.MADV_DONTNEED))
         missing = abi.UFFDIO_REGISTER_MODE_MISSING
         self.add("register", mc.CONTROL, REGISTER, (keep, total, missing), unregister)
         self.call(
             "take",
-            syscalls.NR_MREMAP,
+            x86_64.NR_MREMAP,
             (keep, kept, kept, _FIXED_MOVE | abi.MREMAP_DONTUNMAP, spare),
             unregister,
         )
         self.add("", mc.SET, 0, (kept, kept))
-        self.call("make room", syscalls.NR_MUNMAP, (spare + kept, total - kept), finish)
-        self.call("grow", syscalls.NR_MREMAP, (spare, kept, total, 0), finish)
+        self.call("make room", x86_64.NR_MUNMAP, (spare + kept, total - kept), finish)
+        self.call("grow", x86_64.NR_MREMAP, (spare, kept, total, 0), finish)
         self.add("register spare", mc.CONTROL, REGISTER, (spare, total, missing), finish)
         moves = self._moves(group, finish)
         self.add("", mc.SET, 0, (total, total))
@@ -366,20 +363,20 @@ class Program:
 
         self._here(finish)  # V: how far pages have moved; W: where the piece that failed begins
         self._back(group, stuck)
-        self._twice("cut", syscalls.NR_MUNMAP, (spare, total), modes=(mc.PLUS_V, mc.MINUS_V))
+        self._twice("cut", x86_64.NR_MUNMAP, (spare, total), modes=(mc.PLUS_V, mc.MINUS_V))
 
         self._here(settle)  # T is [spare, spare + V), all of it A's
         self.add("unregister spare", mc.CONTROL, UNREGISTER, (spare, 0), modes=(0, mc.PLUS_V))
         if relax:
-            self._must("protect", syscalls.NR_MPROTECT, (spare, 0, prot), stuck, modes=(0, mc.PLUS_V))
+            self._must("protect", x86_64.NR_MPROTECT, (spare, 0, prot), stuck, modes=(0, mc.PLUS_V))
         home_call = (spare, 0, 0, _FIXED_MOVE, keep)
-        self._must("put back", syscalls.NR_MREMAP, home_call, stuck, modes=(0, mc.PLUS_V, mc.PLUS_V))
+        self._must("put back", x86_64.NR_MREMAP, home_call, stuck, modes=(0, mc.PLUS_V, mc.PLUS_V))
         self.add("", mc.EQUAL, 0, (0, total), home, modes=(mc.PLUS_V,))
         # What lies behind V stays as it was.
         self._unwatch("unregister rest", keep, total, modes=(mc.PLUS_V, mc.MINUS_V))
         if relax:
             rest = (keep, total, prot)
-            self._must("protect rest", syscalls.NR_MPROTECT, rest, stuck, modes=(mc.PLUS_V, mc.MINUS_V))
+            self._must("protect rest", x86_64.NR_MPROTECT, rest, stuck, modes=(mc.PLUS_V, mc.MINUS_V))
         self._here(home)
         self.add("wake", mc.CONTROL, WAKE, (keep, total))
         if group.locked >= 0:
@@ -393,7 +390,7 @@ class Program:
         self._unwatch("unregister", keep, total)
         self._here(tighten)
         if relax:
-            self._must("protect again", syscalls.NR_MPROTECT, (keep, total, prot), stuck)
+            self._must("protect again", x86_64.NR_MPROTECT, (keep, total, prot), stuck)
             self.add("", mc.JUMP, on_error=relock)
             # do_mprotect_pkey() asks whether it may (PR_SET_MDWE, security modules) before it changes a VMA, and these
             # are all alike: a refusal has changed nothing. Whoever refuses that may refuse to go back as well. Only
@@ -401,12 +398,12 @@ class Program:
             self._here(denied)
             at = self.add("", mc.EQUAL, 0, (0, -errno.ENOMEM), tighten, modes=(mc.LOAD,))
             self._fix(at, mc.ARGUMENTS, self._at(widened), mc.RESULT * 8)
-            self.call("protect again", syscalls.NR_MPROTECT, (keep, total, prot))
+            self.call("protect again", x86_64.NR_MPROTECT, (keep, total, prot))
         self._here(relock)
         if group.locked >= 0:
             locks.append(self._lock(keep, total, group.locked))
         self._here(unmap)
-        self._twice("release", syscalls.NR_MUNMAP, (spare, total))
+        self._twice("release", x86_64.NR_MUNMAP, (spare, total))
         at = self.add("", mc.STORE, 0, (kept,))
         self._fix(at, mc.NUMBER, end, mc.EXTRA * 8)
         self.add("", mc.JUMP, on_error=end)
@@ -424,7 +421,7 @@ class Program:
 
     def _lock(self, start: int, length: int, flags: int) -> int:
         """Lock again; returns the index of the last try. Locked it is even if nothing can be read in (PROT_NONE)."""
-        return self._twice("mlock", syscalls.NR_MLOCK2, (start, length, flags))
+        return self._twice("mlock", x86_64.NR_MLOCK2, (start, length, flags))
 
     def _twice(self, step: str, number: int, arguments: Sequence[int], *, modes: Sequence[int] = ()) -> int:
         """A call that goes on even if it fails a second time; returns the index of that one."""
@@ -446,7 +443,7 @@ class Program:
         self.add(step, mc.CONTROL, UNREGISTER, (start, length), failed, modes=modes)
         self.add("", mc.JUMP, on_error=done)
         self._here(failed)
-        close = self.call("close", NR_CLOSE, (0,), modes=(mc.LOAD,))
+        close = self.call("close", x86_64.NR_CLOSE, (0,), modes=(mc.LOAD,))
         self._fix_header(close, "FD", mc.ARGUMENTS)
         at = self.add("", mc.STORE, 0, (mc.NO_FD,))
         self._fix_header(at, "FD")
@@ -492,7 +489,7 @@ class Program:
         for failed in (again, stuck):
             at = self.call(
                 "remap back",
-                syscalls.NR_MREMAP,
+                x86_64.NR_MREMAP,
                 (0, 0, 0, _FIXED_MOVE, 0),
                 failed,
                 modes=(mc.LOAD, mc.LOAD, mc.LOAD, 0, mc.LOAD),

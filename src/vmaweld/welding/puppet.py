@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from vmaweld.kernel import ptrace, syscalls
+from vmaweld.kernel import ptrace, syscalls, x86_64
 from vmaweld.kernel.errors import ProcessGone
 from vmaweld.snapshot import Row
 from vmaweld.welding import machine_code as mc
@@ -24,7 +24,6 @@ _FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 _NO_SYSCALL: Final = (1 << 64) - 1
 _ALL_SIGNALS: Final = (1 << 64) - 1
 _USER_CS: Final = 0x33
-_RESTART_SYSCALL: Final = 219
 _RESTARTS: Final = (-512, -513, -514)  # ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND
 _RESTART_BLOCK: Final = -516
 _LOOK_AFTER: Final = 0.05
@@ -236,7 +235,7 @@ def resumed(regs: ptrace.Registers) -> ptrace.Registers:
             found.rax = regs.orig_rax
             found.rip -= 2
         elif regs.result == _RESTART_BLOCK:
-            found.rax = _RESTART_SYSCALL
+            found.rax = x86_64.NR_RESTART_SYSCALL
             found.rip -= 2
     found.orig_rax = _NO_SYSCALL
     return found

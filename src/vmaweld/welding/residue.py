@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from vmaweld.kernel import ptrace, syscalls
+from vmaweld.kernel import ptrace, syscalls, x86_64
 from vmaweld.snapshot import Row
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding import trampoline, workshop
@@ -22,7 +22,6 @@ from vmaweld.welding.standstill import Standstill
 from vmaweld.welding.workshop import Found
 
 _PATIENCE: Final = 60.0
-_NR_CLOSE: Final = 3
 
 
 def mapped(pid: int, rows: Sequence[Row]) -> list[Found]:
@@ -86,10 +85,10 @@ def clear(puppet: Puppet, found: Sequence[Found]) -> str:
             _finish(puppet, area, stuck)
             done.append("finished a half-done weld")
     for area in found:
-        puppet.call(syscalls.NR_MUNMAP, area.start, area.end - area.start)
+        puppet.call(x86_64.NR_MUNMAP, area.start, area.end - area.start)
     left = descriptors(puppet.pid)
     for fd in left:
-        puppet.call(_NR_CLOSE, fd)
+        puppet.call(x86_64.NR_CLOSE, fd)
     if found or left:
         done.append("removed what an interrupted weld had left")
     return " and ".join(done)

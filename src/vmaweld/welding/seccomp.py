@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import procfs, ptrace, syscalls
+from vmaweld.kernel import procfs, ptrace, x86_64
+from vmaweld.kernel.x86_64 import numbers_of
 from vmaweld.welding import program
 from vmaweld.welding.errors import Refused
 
@@ -31,35 +32,35 @@ Filter = Sequence[tuple[int, int, int, int]]
 Call = tuple[int, tuple[int, ...]]
 """A system call's number and arguments."""
 
-NAMES: Final[dict[int, str]] = {
-    3: "close",
-    9: "mmap",
-    10: "mprotect",
-    11: "munmap",
-    14: "rt_sigprocmask",
-    16: "ioctl",
-    23: "select",
-    25: "mremap",
-    28: "madvise",
-    150: "munlock",
-    202: "futex",
-    219: "restart_syscall",
-    319: "memfd_create",
-    323: "userfaultfd",
-    325: "mlock2",
-    334: "rseq",
-}
+NAMES: Final = numbers_of(
+    "close",
+    "mmap",
+    "mprotect",
+    "munmap",
+    "rt_sigprocmask",
+    "ioctl",
+    "select",
+    "mremap",
+    "madvise",
+    "munlock",
+    "futex",
+    "restart_syscall",
+    "memfd_create",
+    "userfaultfd",
+    "mlock2",
+    "rseq",
+)
 OUTSIDE: Final[tuple[Call, ...]] = (
-    (319, (_SOMEWHERE, 1)),
-    (syscalls.NR_MMAP, (0, _PAGE, _RW, abi.MAP_SHARED, 3, 0)),
-    (syscalls.NR_MMAP, (_SOMEWHERE, _PAGE, _RX, abi.MAP_SHARED | abi.MAP_FIXED, 3, 0)),
-    (syscalls.NR_MUNMAP, (_SOMEWHERE, _PAGE)),
-    (syscalls.NR_MADVISE, (_SOMEWHERE, _PAGE, abi.MADV_DONTFORK)),
-    (3, (3,)),
-    (14, (2, _SOMEWHERE, 0, 8)),
-    (23, (0, 0, 0, 0, _SOMEWHERE)),
-    (202, (_SOMEWHERE, 1, 0x7FFF_FFFF)),
-    (219, ()),
+    (x86_64.NR_MEMFD_CREATE, (_SOMEWHERE, 1)),
+    (x86_64.NR_MMAP, (0, _PAGE, _RW, abi.MAP_SHARED, 3, 0)),
+    (x86_64.NR_MMAP, (_SOMEWHERE, _PAGE, _RX, abi.MAP_SHARED | abi.MAP_FIXED, 3, 0)),
+    (x86_64.NR_MUNMAP, (_SOMEWHERE, _PAGE)),
+    (x86_64.NR_MADVISE, (_SOMEWHERE, _PAGE, abi.MADV_DONTFORK)),
+    (x86_64.NR_CLOSE, (3,)),
+    (x86_64.NR_RT_SIGPROCMASK, (2, _SOMEWHERE, 0, 8)),
+    (x86_64.NR_SELECT, (0, 0, 0, 0, _SOMEWHERE)),
+    (x86_64.NR_FUTEX, (_SOMEWHERE, 1, 0x7FFF_FFFF)),
+    (x86_64.NR_RESTART_SYSCALL, ()),
 )
 """The system calls outside a `program.Program`: those of `puppet` and of the batch machine itself."""
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from vmaweld import abi
-from vmaweld.kernel import robust_futex, syscalls
+from vmaweld.kernel import robust_futex, syscalls, x86_64
 from vmaweld.kernel.robust_futex import RobustFutex
 from vmaweld.snapshot import Row
 from vmaweld.welding import machine_code as mc
@@ -27,9 +27,6 @@ AREA: Final = 16 << 20
 """Bytes of address space for code and journal in the other process; pages are used as far as entries need them."""
 MOST_ENTRIES: Final = (AREA - mc.HEADER_AT - mc.HEADER_SIZE) // mc.ENTRY_SIZE
 
-_NR_MEMFD_CREATE: Final = 319
-_NR_FUTEX: Final = 202
-_NR_CLOSE: Final = 3
 _MFD_CLOEXEC: Final = 1
 _TICK_NS: Final = 2_000_000
 _RW: Final = abi.PROT_READ | abi.PROT_WRITE
@@ -53,7 +50,7 @@ class SharedState:
         """Until the batch ends, or for a moment."""
         for value in (mc.READY, mc.RUNNING):
             buffer = ctypes.create_string_buffer(struct.pack("<qq", 0, _TICK_NS), 16)
-            syscalls.raw(_NR_FUTEX, self._address, 0, value, ctypes.addressof(buffer), 0, 0)
+            syscalls.raw(x86_64.NR_FUTEX, self._address, 0, value, ctypes.addressof(buffer), 0, 0)
 
 
 class Workshop:
@@ -84,7 +81,7 @@ class Workshop:
 
     def set_up(self, puppet: Puppet) -> None:
         """Map it in the puppet's process. Raises Refused; then nothing stays behind there."""
-        theirs = _refuse_errors(puppet.call(_NR_MEMFD_CREATE, puppet.text, _MFD_CLOEXEC), "memfd_create")
+        theirs = _refuse_errors(puppet.call(x86_64.NR_MEMFD_CREATE, puppet.text, _MFD_CLOEXEC), "memfd_create")
         try:
             ours = os.open(f"/proc/{puppet.pid}/fd/{theirs}", os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -98,22 +95,20 @@ class Workshop:
             assert self._lock is not None
             self._filled = True
             self._lock.hold()
-            self.address = _refuse_errors(
-                puppet.call(syscalls.NR_MMAP, 0, AREA, _RW, abi.MAP_SHARED, theirs, 0), "mmap"
-            )
+            self.address = _refuse_errors(puppet.call(x86_64.NR_MMAP, 0, AREA, _RW, abi.MAP_SHARED, theirs, 0), "mmap")
             prot, flags = abi.PROT_READ | abi.PROT_EXEC, abi.MAP_SHARED | abi.MAP_FIXED
             _refuse_errors(
-                puppet.call(syscalls.NR_MMAP, self.address, mc.CODE_SIZE, prot, flags, theirs, 0),
+                puppet.call(x86_64.NR_MMAP, self.address, mc.CODE_SIZE, prot, flags, theirs, 0),
                 "mmap of executable memory",
             )
             _refuse_errors(
-                puppet.call(syscalls.NR_MADVISE, self.address, AREA, abi.MADV_DONTFORK), "madvise(MADV_DONTFORK)"
+                puppet.call(x86_64.NR_MADVISE, self.address, AREA, abi.MADV_DONTFORK), "madvise(MADV_DONTFORK)"
             )
         except BaseException:
             self.take_down(puppet)
             raise
         finally:
-            puppet.call(_NR_CLOSE, theirs)
+            puppet.call(x86_64.NR_CLOSE, theirs)
 
     def _write(self, at: int, data: bytes) -> None:
         ctypes.memmove(self._here + at, data, len(data))
@@ -141,7 +136,7 @@ class Workshop:
     def take_down(self, puppet: Puppet) -> None:
         """Unmap it; it must have been proved to be there since the process last ran."""
         if self.address:
-            puppet.call(syscalls.NR_MUNMAP, self.address, AREA)
+            puppet.call(x86_64.NR_MUNMAP, self.address, AREA)
         self.forget()
 
     def forget(self) -> None:

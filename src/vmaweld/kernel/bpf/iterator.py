@@ -24,6 +24,7 @@ from collections.abc import Generator
 from typing import Final
 
 from vmaweld import abi
+from vmaweld.kernel import x86_64
 from vmaweld.kernel.bpf import program
 from vmaweld.kernel.bpf import records as bpf_records
 from vmaweld.kernel.bpf.btf import Btf, BtfError
@@ -32,7 +33,6 @@ from vmaweld.snapshot import Snapshot
 
 ATTEMPTS: Final = 4
 
-_NR_BPF: Final = 321
 _PROG_LOAD: Final = 5
 _LINK_CREATE: Final = 28
 _ITER_CREATE: Final = 33
@@ -49,7 +49,7 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
-    result: int = _libc.syscall(_NR_BPF, command, attributes, len(attributes))
+    result: int = _libc.syscall(x86_64.NR_BPF, command, attributes, len(attributes))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

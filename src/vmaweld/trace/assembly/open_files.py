@@ -3,26 +3,17 @@
 
 from typing import Final, Self
 
+from vmaweld.kernel.x86_64 import numbers_of
 from vmaweld.trace.calls import Arguments, signed
 
-NUMBERS: Final[dict[int, str]] = {
-    2: "open",
-    3: "close",
-    32: "dup",
-    33: "dup2",
-    72: "fcntl",
-    85: "creat",
-    257: "openat",
-    292: "dup3",
-    319: "memfd_create",
-    436: "close_range",  # 5.9
-    437: "openat2",  # 5.6
-}
+NUMBERS: Final = numbers_of(
+    "open", "close", "dup", "dup2", "fcntl", "creat", "openat", "dup3", "memfd_create", "close_range", "openat2"
+)
 """Calls that open, copy or close descriptors. Those received over a socket come without any of these."""
 
-ENTRY_ONLY: Final = frozenset((3, 436))
+ENTRY_ONLY: Final = frozenset(numbers_of("close", "close_range"))
 """Calls whose result does not matter: what they close is free for others as soon as they have been entered."""
-MUST_SUCCEED: Final = frozenset((2, 32, 33, 85, 257, 292, 319, 437))
+MUST_SUCCEED: Final = frozenset(numbers_of("open", "dup", "dup2", "creat", "openat", "dup3", "memfd_create", "openat2"))
 """Calls that change nothing when they fail."""
 NAMES: Final = frozenset(NUMBERS.values())
 

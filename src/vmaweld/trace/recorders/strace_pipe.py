@@ -23,14 +23,13 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from vmaweld.kernel import procfs, snapshots, syscalls
+from vmaweld.kernel import procfs, snapshots, syscalls, x86_64
 from vmaweld.kernel.errors import KernelError
 from vmaweld.snapshot import Snapshot
 
 _PAGE: Final = 4096
 COLUMNS: Final = _PAGE - 200
 """Column to which strace pads a call before its result. The rest of the page is for the result itself."""
-_NR_TEE: Final = 276
 _EXECED: Final = re.compile(rb"(\d+) +\d+\.\d+ (?:<\.\.\. execve(?:at)? resumed>|execve(?:at)?\().*\) += 0$")
 _PADDING: Final = re.compile(rb" {64,}= ")
 
@@ -119,7 +118,7 @@ class LogPipe:
     def _peek(self) -> bytes:
         """What the pipe holds, left in it; empty at its end."""
         while True:
-            count = syscalls.raw(_NR_TEE, self._reader, self._copies, _PAGE, 0)
+            count = syscalls.raw(x86_64.NR_TEE, self._reader, self._copies, _PAGE, 0)
             if count > 0:
                 return os.read(self._copied, count)
             if count != -errno.EINTR:
