@@ -9,7 +9,7 @@ from conftest import require
 
 from vmaweld.executor import child
 from vmaweld.guests import init
-from vmaweld.kernel import x86_64
+from vmaweld.kernel import userfaultfd, x86_64
 
 OTHER_NAMES = {"pwrite": "pwrite64"}
 NEWER_THAN_HEADERS = {"mseal"}
@@ -38,3 +38,5 @@ def test_the_programs_apart_from_the_package_agree() -> None:
         assert own
         for name, number in own.items():
             assert x86_64.NUMBERS[OTHER_NAMES.get(name, name)] == number, name
+    for request in ("API", "REGISTER", "UNREGISTER", "MOVE"):
+        assert getattr(child, f"_UFFDIO_{request}") == getattr(userfaultfd, f"UFFDIO_{request}")

@@ -17,13 +17,12 @@ FEATURE_MOVE: Final = 1 << 16  # 6.8
 MOVE_DONTWAKE: Final = 1
 MOVE_ALLOW_SRC_HOLES: Final = 2
 
-_API: Final = 0xC018AA3F
-_REGISTER: Final = 0xC020AA00
-_UNREGISTER: Final = 0x8010AA01
-_WAKE: Final = 0x8010AA02
-_COPY: Final = 0xC028AA03
-_ZEROPAGE: Final = 0xC020AA04
-_MOVE: Final = 0xC028AA05
+UFFDIO_API: Final = 0xC018AA3F
+UFFDIO_REGISTER: Final = 0xC020AA00
+UFFDIO_UNREGISTER: Final = 0x8010AA01
+UFFDIO_WAKE: Final = 0x8010AA02
+UFFDIO_COPY: Final = 0xC028AA03
+UFFDIO_MOVE: Final = 0xC028AA05
 
 
 class Userfaultfd:
@@ -43,7 +42,7 @@ class Userfaultfd:
         self.fd = syscalls.check(result, f"userfaultfd({flags:#x})")
         try:
             answer = self._ioctl(
-                _API, struct.pack("<QQQ", UFFD_API, features, 0), f"UFFDIO_API(features={features:#x})"
+                UFFDIO_API, struct.pack("<QQQ", UFFD_API, features, 0), f"UFFDIO_API(features={features:#x})"
             )
         except OSError:
             os.close(self.fd)
@@ -60,21 +59,21 @@ class Userfaultfd:
     def register(self, addr: int, length: int, mode: int = UFFDIO_REGISTER_MODE_MISSING) -> int:
         """UFFDIO_REGISTER; mode: UFFDIO_REGISTER_MODE_*. Returns the ioctls that the range allows, a bit each."""
         argument = struct.pack("<QQQQ", addr, length, mode, 0)
-        answer = self._ioctl(_REGISTER, argument, f"UFFDIO_REGISTER({addr:#x}, {length:#x}, mode={mode})")
+        answer = self._ioctl(UFFDIO_REGISTER, argument, f"UFFDIO_REGISTER({addr:#x}, {length:#x}, mode={mode})")
         ioctls: int = struct.unpack("<QQQQ", answer)[3]
         return ioctls
 
     def unregister(self, addr: int, length: int) -> None:
         """UFFDIO_UNREGISTER."""
-        self._ioctl(_UNREGISTER, struct.pack("<QQ", addr, length), f"UFFDIO_UNREGISTER({addr:#x}, {length:#x})")
+        self._ioctl(UFFDIO_UNREGISTER, struct.pack("<QQ", addr, length), f"UFFDIO_UNREGISTER({addr:#x}, {length:#x})")
 
     def wake(self, addr: int, length: int) -> None:
         """UFFDIO_WAKE."""
-        self._ioctl(_WAKE, struct.pack("<QQ", addr, length), f"UFFDIO_WAKE({addr:#x}, {length:#x})")
+        self._ioctl(UFFDIO_WAKE, struct.pack("<QQ", addr, length), f"UFFDIO_WAKE({addr:#x}, {length:#x})")
 
     def copy(self, dst: int, src: int, length: int, mode: int = 0) -> int:
         """UFFDIO_COPY; returns the bytes copied."""
-        return self._transfer(_COPY, "UFFDIO_COPY", dst, src, length, mode)
+        return self._transfer(UFFDIO_COPY, "UFFDIO_COPY", dst, src, length, mode)
 
     def move(self, dst: int, src: int, length: int, mode: int = MOVE_ALLOW_SRC_HOLES) -> int:
         """UFFDIO_MOVE (6.8); returns the bytes moved.
@@ -82,7 +81,7 @@ class Userfaultfd:
         Fewer than `length` where the kernel stopped on the way, for whatever reason, after the first page: a
         further call from there on tells the reason.
         """
-        return self._transfer(_MOVE, "UFFDIO_MOVE", dst, src, length, mode)
+        return self._transfer(UFFDIO_MOVE, "UFFDIO_MOVE", dst, src, length, mode)
 
     def _transfer(self, number: int, name: str, dst: int, src: int, length: int, mode: int) -> int:
         argument = bytearray(struct.pack("<QQQQq", dst, src, length, mode, 0))
@@ -97,10 +96,6 @@ class Userfaultfd:
             ) from None
         moved: int = struct.unpack_from("<q", argument, 32)[0]
         return moved
-
-    def zeropage(self, addr: int, length: int) -> None:
-        """UFFDIO_ZEROPAGE."""
-        self._ioctl(_ZEROPAGE, struct.pack("<QQQq", addr, length, 0, 0), f"UFFDIO_ZEROPAGE({addr:#x}, {length:#x})")
 
     def close(self) -> None:
         """Close it: everything registered with it is unregistered. Safe to call twice."""

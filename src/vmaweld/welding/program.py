@@ -31,11 +31,6 @@ from vmaweld.kernel.ptrace import Rseq
 from vmaweld.welding import machine_code as mc
 
 _RSEQ_UNREGISTER: Final = 1
-API: Final = 0xC018AA3F
-REGISTER: Final = 0xC020AA00
-UNREGISTER: Final = 0x8010AA01
-WAKE: Final = 0x8010AA02
-MOVE: Final = 0xC028AA05
 
 A_GROUP: Final = 80
 """More entries than a group has besides its pieces and populated ranges; as many do for beginning and end."""
@@ -133,7 +128,10 @@ class Program:
                 self._here(user_mode)
         self._here(api)
         features = (userfaultfd.UFFD_API, userfaultfd.FEATURE_MOVE)
-        self._first_calls = [opened, self.add("UFFDIO_API", mc.CONTROL, API, features, self._close_only)]
+        self._first_calls = [
+            opened,
+            self.add("UFFDIO_API", mc.CONTROL, userfaultfd.UFFDIO_API, features, self._close_only),
+        ]
 
     def leave_rseq(self, registration: Rseq) -> None:
         """The thread gives up that registration for the time of the batch. To be called before any group is appended.
@@ -346,7 +344,7 @@ class Program:
             self.call("touch", x86_64.NR_MADVISE, (hole, abi.PAGE_SIZE, abi.MADV_POPULATE_WRITE))
             self._twice("drop", x86_64.NR_MADVISE, (hole, hole_end - hole, abi.MADV_DONTNEED))
         missing = abi.UFFDIO_REGISTER_MODE_MISSING
-        self.add("register", mc.CONTROL, REGISTER, (keep, total, missing), unregister)
+        self.add("register", mc.CONTROL, userfaultfd.UFFDIO_REGISTER, (keep, total, missing), unregister)
         self.call(
             "take",
             x86_64.NR_MREMAP,
@@ -356,7 +354,7 @@ class Program:
         self.add("", mc.SET, 0, (kept, kept))
         self.call("make room", x86_64.NR_MUNMAP, (spare + kept, total - kept), finish)
         self.call("grow", x86_64.NR_MREMAP, (spare, kept, total, 0), finish)
-        self.add("register spare", mc.CONTROL, REGISTER, (spare, total, missing), finish)
+        self.add("register spare", mc.CONTROL, userfaultfd.UFFDIO_REGISTER, (spare, total, missing), finish)
         moves = self._moves(group, finish)
         self.add("", mc.SET, 0, (total, total))
         self.add("", mc.JUMP, on_error=settle)
@@ -366,7 +364,7 @@ class Program:
         self._twice("cut", x86_64.NR_MUNMAP, (spare, total), modes=(mc.PLUS_V, mc.MINUS_V))
 
         self._here(settle)  # T is [spare, spare + V), all of it A's
-        self.add("unregister spare", mc.CONTROL, UNREGISTER, (spare, 0), modes=(0, mc.PLUS_V))
+        self.add("unregister spare", mc.CONTROL, userfaultfd.UFFDIO_UNREGISTER, (spare, 0), modes=(0, mc.PLUS_V))
         if relax:
             self._must("protect", x86_64.NR_MPROTECT, (spare, 0, prot), stuck, modes=(0, mc.PLUS_V))
         home_call = (spare, 0, 0, _FIXED_MOVE, keep)
@@ -378,7 +376,7 @@ class Program:
             rest = (keep, total, prot)
             self._must("protect rest", x86_64.NR_MPROTECT, rest, stuck, modes=(mc.PLUS_V, mc.MINUS_V))
         self._here(home)
-        self.add("wake", mc.CONTROL, WAKE, (keep, total))
+        self.add("wake", mc.CONTROL, userfaultfd.UFFDIO_WAKE, (keep, total))
         if group.locked >= 0:
             locks.append(self._lock(keep, total, group.locked))
         at = self.add("", mc.STORE, 0, (0,), modes=(mc.PLUS_V,))
@@ -440,7 +438,7 @@ class Program:
         the descriptor the groups that follow fail at "register" and change nothing.
         """
         failed, done = _Label(), _Label()
-        self.add(step, mc.CONTROL, UNREGISTER, (start, length), failed, modes=modes)
+        self.add(step, mc.CONTROL, userfaultfd.UFFDIO_UNREGISTER, (start, length), failed, modes=modes)
         self.add("", mc.JUMP, on_error=done)
         self._here(failed)
         close = self.call("close", x86_64.NR_CLOSE, (0,), modes=(mc.LOAD,))
@@ -456,7 +454,9 @@ class Program:
         shift = group.spare - group.keep
         starts = array("q", [start for start, _ in group.pieces])
         offsets = array("q", [start - group.keep for start, _ in group.pieces])
-        template = array("q", (mc.MOVE, MOVE, 0, 0, 0, userfaultfd.MOVE_ALLOW_SRC_HOLES, 0, 0, 0, 0, 0, 0))
+        template = array(
+            "q", (mc.MOVE, userfaultfd.UFFDIO_MOVE, 0, 0, 0, userfaultfd.MOVE_ALLOW_SRC_HOLES, 0, 0, 0, 0, 0, 0)
+        )
         block = template * count
         block[mc.ARGUMENTS :: mc.WORDS] = array("q", [start + shift for start in starts])
         block[mc.ARGUMENTS + 1 :: mc.WORDS] = starts
@@ -482,7 +482,7 @@ class Program:
             at = self.add("", mc.STORE, 0, (value,), modes=(mode,))
             self._fix(at, mc.NUMBER, move, word * 8)
         self._here(move)
-        self.add("move back", mc.MOVE, MOVE, (0, 0, 0, userfaultfd.MOVE_ALLOW_SRC_HOLES), remap)
+        self.add("move back", mc.MOVE, userfaultfd.UFFDIO_MOVE, (0, 0, 0, userfaultfd.MOVE_ALLOW_SRC_HOLES), remap)
         self.add("", mc.JUMP, on_error=settled)
         self._here(remap)
         again = _Label()
