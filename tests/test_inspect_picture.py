@@ -21,7 +21,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from vmaweld.abi import VM_ACCOUNT, VM_MAYREAD, VM_MAYWRITE, VM_READ, VM_WRITE
 from vmaweld.inspect.html import picture
 from vmaweld.inspect.legend import CLASSES, KIND_COLOURS, class_of
-from vmaweld.inspect.report import Pages, Report
+from vmaweld.inspect.report import Inspection, Pages
 from vmaweld.inspect.svg import strip
 from vmaweld.seams import ANON_VMA, PAGE_OFFSET, PROTECTION, seams
 from vmaweld.snapshot import Row, Snapshot
@@ -31,10 +31,10 @@ RW = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_ACCOUNT
 EVIL = "</script><script>document.title='owned'</script>\n\udcff&"
 
 
-def report_of(rows: list[Row]) -> Report:
+def report_of(rows: list[Row]) -> Inspection:
     snapshot = Snapshot(4711, rows, source="bpf", flags_exact=True, hidden=True)
     pages = {row.start: Pages(row.pages, 0) for row in rows}
-    return Report(snapshot, seams(snapshot), "pro<b>gram", 0, 65530, pages, {})
+    return Inspection(snapshot, seams(snapshot), "pro<b>gram", 0, 65530, pages, {})
 
 
 def row(page: int, pages: int, **fields: Any) -> Row:
@@ -43,7 +43,7 @@ def row(page: int, pages: int, **fields: Any) -> Row:
     return Row(start, start + pages * 4096, fields.pop("flags", RW), **{**known, **fields})
 
 
-def small() -> Report:
+def small() -> Inspection:
     return report_of(
         [
             row(0, 16, anon_vma=1, chain=1),
@@ -57,7 +57,7 @@ def small() -> Report:
     )
 
 
-def large() -> Report:
+def large() -> Inspection:
     """60,000 VMAs: open seams in the first half, protection in the second."""
     rows = []
     for page in range(60_000):
@@ -101,7 +101,7 @@ def browser() -> Iterator[webdriver.Chrome]:
             driver.quit()
 
 
-def show(browser: webdriver.Chrome, report: Report, folder: Path, theme: str = "light") -> WebElement:
+def show(browser: webdriver.Chrome, report: Inspection, folder: Path, theme: str = "light") -> WebElement:
     path = folder / "picture.html"
     path.write_text(picture(report), encoding="utf-8")
     browser.execute_cdp_cmd(

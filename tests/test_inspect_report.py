@@ -16,7 +16,7 @@ from vmaweld.inspect.html import picture_data
 from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import CLASSES, MEANINGS, class_of
 from vmaweld.inspect.obstacles import obstacles
-from vmaweld.inspect.report import Pages, Report
+from vmaweld.inspect.report import Inspection, Pages
 from vmaweld.inspect.svg import strip
 from vmaweld.inspect.text import map_lines, print_report
 from vmaweld.inspect.words import percent_text, size_text
@@ -37,11 +37,13 @@ def row(page: int, pages: int = 4, flags: int = RW, **fields: Any) -> Row:
     return Row(page * 4096, (page + pages) * 4096, flags, **known)
 
 
-def report_of(rows: list[Row], pages: dict[int, Pages] | None = None, *, hidden: bool = True) -> Report:
+def report_of(rows: list[Row], pages: dict[int, Pages] | None = None, *, hidden: bool = True) -> Inspection:
     source = "bpf" if hidden else "procfs"
     snapshot = Snapshot(7, rows, source=source, flags_exact=hidden, hidden=hidden)
     found = seams(snapshot)
-    return Report(snapshot, found, "name", 0, 100, pages or {}, obstacles(snapshot, runs_of_open_seams(found), None))
+    return Inspection(
+        snapshot, found, "name", 0, 100, pages or {}, obstacles(snapshot, runs_of_open_seams(found), None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_every_reason_has_a_meaning_and_every_mask_a_class() -> None:
     assert CLASSES[class_of(0)].name == "not-attempted"
 
 
-def text_of(report: Report, width: int = 100) -> str:
+def text_of(report: Inspection, width: int = 100) -> str:
     out = StringIO()
     print_report(report, Console(file=out, width=width, highlight=False), 20)
     return out.getvalue()

@@ -311,7 +311,7 @@ def test_range_of_addresses_only(unlike: Holder) -> None:
     need_bpf()
     base = int(unlike.line.split()[0], 16)
     low, high = base + 4 * abi.PAGE_SIZE, base + 9 * abi.PAGE_SIZE
-    with iterator.Program(low, high) as program, program.watch(unlike.pid) as watch:
+    with iterator.IteratorProgram(low, high) as program, program.watch(unlike.pid) as watch:
         records, consistent = watch.read_consistent()
         rows = bpf_records.parse(unlike.pid, records, consistent).rows
     assert [(row.start - base) >> 12 for row in rows] == [4, 5, 6, 7, 8]
@@ -327,14 +327,14 @@ def test_a_program_that_passes_over_other_processes(unlike: Holder, monkeypatch:
     require(os.readlink("/proc/self/ns/pid") == "pid:[4026531836]", "not in the machine's own pid namespace")
 
     def rows(program_for: int, walked: int) -> int:
-        with iterator.Program(pid=program_for) as program, iterator.Watch(program, walked) as watch:
+        with iterator.IteratorProgram(pid=program_for) as program, iterator.Watch(program, walked) as watch:
             return len(bpf_records.parse(walked, watch.read(), True).rows)
 
     assert rows(theirs, theirs) == wanted
     assert rows(mine, theirs) == 0
     assert rows(bpf_program.READER, mine) > 10
     assert rows(bpf_program.READER, theirs) == 0
-    with iterator.Program() as program, program.watch(theirs) as watch:
+    with iterator.IteratorProgram() as program, program.watch(theirs) as watch:
         assert len(bpf_records.parse(theirs, watch.read(), True).rows) == wanted
 
 
@@ -342,7 +342,7 @@ def test_a_refused_program_says_what_the_verifier_said(monkeypatch: pytest.Monke
     need_bpf()
     monkeypatch.setattr(bpf_program, "assemble", lambda *_arguments: bytes([0x95, 0, 0, 0, 0, 0, 0, 0]))
     with pytest.raises(Exception, match="R0 !read_ok"):
-        iterator.Program()
+        iterator.IteratorProgram()
 
 
 class _Named(Btf):
@@ -359,7 +359,7 @@ class _Named(Btf):
 @pytest.mark.live
 def test_the_verifier_takes_the_program_of_a_kernel_with_anonymous_names() -> None:
     need_bpf()
-    with iterator.Program(btf=_Named(VMLINUX.read_bytes())) as program, program.watch(os.getpid()) as watch:
+    with iterator.IteratorProgram(btf=_Named(VMLINUX.read_bytes())) as program, program.watch(os.getpid()) as watch:
         rows = bpf_records.parse(os.getpid(), watch.read()).rows
     assert {row.name for row in rows} >= {"[heap]", "[stack]", "[vdso]"}
 

@@ -118,7 +118,7 @@ class Seam:
         return f"{self.address:x} {'open' if self.open else 'shut'} {'+'.join(self.reasons)}"
 
 
-class Run:
+class SeamRun:
     """Neighbouring VMAs with nothing but open seams between them: what could be one VMA.
 
     first, last: positions in ``snapshot.rows``, both included; always ``last > first``.
@@ -264,10 +264,10 @@ def open_seams(found: Iterable[Seam]) -> list[Seam]:
     return [seam for seam in found if not seam.mask & ~OPEN_MASK]
 
 
-def runs_of_open_seams(found: Sequence[Seam]) -> list[Run]:
+def runs_of_open_seams(found: Sequence[Seam]) -> list[SeamRun]:
     """The runs of `found` (as `seams` gives them: in order of address), each as long as it can be."""
-    runs: list[Run] = []
-    last: Run | None = None
+    runs: list[SeamRun] = []
+    last: SeamRun | None = None
     for seam in found:
         if seam.mask & ~OPEN_MASK:
             continue
@@ -275,7 +275,7 @@ def runs_of_open_seams(found: Sequence[Seam]) -> list[Run]:
             last.last = seam.index + 1
             last.end = seam.right.end
         else:
-            last = Run(seam.index, seam.index + 1, seam.left.start, seam.right.end)
+            last = SeamRun(seam.index, seam.index + 1, seam.left.start, seam.right.end)
             runs.append(last)
     return runs
 

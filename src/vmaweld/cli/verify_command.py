@@ -13,7 +13,7 @@ from vmaweld.cli.common import INTERRUPTED, NO, UNSUPPORTED, USAGE, Number, cons
 from vmaweld.kernel.errors import KernelError
 from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.verify import run as verify_run
-from vmaweld.verify.run import Outcome
+from vmaweld.verify.run import Verification
 from vmaweld.verify.scenario import as_test
 from vmaweld.verify.text import outcome_lines
 
@@ -115,7 +115,7 @@ class _progress:
         self._bar.stop()
 
 
-def _tell(outcome: Outcome, low: int, as_test_name: str | None, as_json: bool) -> None:
+def _tell(outcome: Verification, low: int, as_test_name: str | None, as_json: bool) -> None:
     found = outcome.difference
     if as_json:
         print_json(outcome.as_json())

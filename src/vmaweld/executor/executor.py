@@ -81,10 +81,10 @@ class Executor:
         self.high = high
         self._timeout = timeout
         self._processes: dict[int, Process] = {}
-        self._program: iterator.Program | None = None
+        self._program: iterator.IteratorProgram | None = None
         if exact is not False:
             try:
-                self._program = iterator.Program(low, high, bpf_program.READER)
+                self._program = iterator.IteratorProgram(low, high, bpf_program.READER)
             except KernelError:
                 if exact:
                     raise

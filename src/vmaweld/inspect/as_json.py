@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmaweld.abi import flag_names
 from vmaweld.inspect.kinds import kind_of
-from vmaweld.inspect.report import OpenSeam, Pages, Report
+from vmaweld.inspect.report import Inspection, OpenSeam, Pages
 from vmaweld.snapshot import Row, Snapshot
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Numbering:
         return self._numbers.setdefault(identity, len(self._numbers) + 1)
 
 
-def report_data(report: Report) -> dict[str, object]:
+def report_data(report: Inspection) -> dict[str, object]:
     """Everything `inspect` knows but the VMAs one by one."""
     snapshot = report.snapshot
     return {
@@ -105,7 +105,7 @@ def maps_data(snapshot: Snapshot, reasons: dict[int, tuple[str, ...]]) -> list[d
     ]
 
 
-def watch_data(report: Report, time: str, growth: float) -> dict[str, object]:
+def watch_data(report: Inspection, time: str, growth: float) -> dict[str, object]:
     """One line of --watch: `growth` in VMAs a second."""
     return {
         "schema": SCHEMA,

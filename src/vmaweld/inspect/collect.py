@@ -8,10 +8,10 @@ from typing import Final
 
 from vmaweld.abi import PAGE_SHIFT
 from vmaweld.inspect.obstacles import obstacles
-from vmaweld.inspect.report import Pages, Report
+from vmaweld.inspect.report import Inspection, Pages
 from vmaweld.kernel import pagemap, procfs
 from vmaweld.kernel.errors import NotPermitted
-from vmaweld.seams import Run, runs_of_open_seams, seams
+from vmaweld.seams import SeamRun, runs_of_open_seams, seams
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import source
 from vmaweld.welding.plan import clip
@@ -21,7 +21,7 @@ _NEAR: Final = 16 << 20
 _NO_RUN: Final = pagemap.Run(1 << 64, 1 << 64, 0)
 
 
-def inspect_process(pid: int, *, pages: bool = True) -> Report:
+def inspect_process(pid: int, *, pages: bool = True) -> Inspection:
     """Everything about `pid`.
 
     pages: look up how many pages beside the open seams are populated and shared, too.
@@ -39,13 +39,13 @@ def inspect_process(pid: int, *, pages: bool = True) -> Report:
         if populated is not None:
             _add(known, [row for run in runs for row in snapshot.rows[run.first : run.last + 1]], populated)
         barred = obstacles(snapshot, runs, None if populated is None else partial(clip, populated))
-        return Report(snapshot, found, status.name, status.uid, procfs.max_map_count(), known, barred)
+        return Inspection(snapshot, found, status.name, status.uid, procfs.max_map_count(), known, barred)
     finally:
         if collecting:
             gc.enable()
 
 
-def _populated(snapshot: Snapshot, runs: Sequence[Run]) -> list[pagemap.Run] | None:
+def _populated(snapshot: Snapshot, runs: Sequence[SeamRun]) -> list[pagemap.Run] | None:
     """The pages of every row beside an open seam, ascending; None where pagemap may not be read."""
     found: list[pagemap.Run] = []
     try:
@@ -57,8 +57,8 @@ def _populated(snapshot: Snapshot, runs: Sequence[Run]) -> list[pagemap.Run] | N
     return found
 
 
-def _clusters(runs: Sequence[Run]) -> list[list[Run]]:
-    clusters: list[list[Run]] = []
+def _clusters(runs: Sequence[SeamRun]) -> list[list[SeamRun]]:
+    clusters: list[list[SeamRun]] = []
     for run in runs:
         if clusters and run.start - clusters[-1][-1].end < _NEAR:
             clusters[-1].append(run)

@@ -22,7 +22,7 @@ from vmaweld.abi import (
 from vmaweld.inspect.as_json import Numbering
 from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import CLASSES, KIND_COLOURS, class_of
-from vmaweld.inspect.report import Report
+from vmaweld.inspect.report import Inspection
 from vmaweld.inspect.text import source_line
 from vmaweld.inspect.words import percent_text, reasons_text
 from vmaweld.words import count_text, printable
@@ -45,13 +45,13 @@ class _Strings:
         return number
 
 
-def title(report: Report) -> str:
+def title(report: Inspection) -> str:
     """What the picture shows, in a line."""
     vmas, seams = count_text(report.vmas, "VMA"), count_text(len(report.open), "open seam")
     return f"{printable(report.name)} (pid {report.pid}): {vmas}, {seams}"
 
 
-def picture_data(report: Report) -> dict[str, object]:
+def picture_data(report: Inspection) -> dict[str, object]:
     """Everything the page draws. Offsets and gaps in pages, `shift` = page offset less the page of the address."""
     rows = report.snapshot.rows
     text = _Strings()
@@ -125,7 +125,7 @@ def picture_data(report: Report) -> dict[str, object]:
     }
 
 
-def picture(report: Report) -> str:
+def picture(report: Inspection) -> str:
     """The whole page. It loads nothing and opens from a file."""
     room = files("vmaweld.inspect")
     # "<" would end the script element, whatever a file is called; U+2028 and its like are escaped by json.

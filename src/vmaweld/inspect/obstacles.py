@@ -4,12 +4,12 @@
 from collections.abc import Sequence
 
 from vmaweld.abi import VM_LOCKED_MASK
-from vmaweld.seams import Run
+from vmaweld.seams import SeamRun
 from vmaweld.snapshot import Snapshot
 from vmaweld.welding import plan, support
 
 
-def obstacles(snapshot: Snapshot, runs: Sequence[Run], look: plan.Look | None) -> dict[int, str]:
+def obstacles(snapshot: Snapshot, runs: Sequence[SeamRun], look: plan.Look | None) -> dict[int, str]:
     """The name in `plan.OBSTACLES` of what keeps `vmaweld weld` from an open seam, by the seam's address.
 
     Seams that it would close are not among them. runs: the runs of open seams. look: finds populated pages; None where

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from vmaweld.inspect.kinds import KINDS, kind_of
-from vmaweld.seams import Run, Seam, mask_counts, open_seams, reason_counts, runs_of_open_seams
+from vmaweld.seams import Seam, SeamRun, mask_counts, open_seams, reason_counts, runs_of_open_seams
 from vmaweld.snapshot import Snapshot
 from vmaweld.welding.plan import OBSTACLES
 
@@ -69,7 +69,7 @@ class KindTotal:
         self.size = 0
 
 
-class Report:
+class Inspection:
     """What a snapshot says about a process.
 
     seams: as `seams.seams` gives them. name: the command's name. uid: its user. limit: vm.max_map_count.
@@ -97,7 +97,7 @@ class Report:
         masks = mask_counts(found)
         self.reasons: dict[str, int] = reason_counts(masks)
         self.alone: dict[str, int] = reason_counts({mask: n for mask, n in masks.items() if not mask & (mask - 1)})
-        self.runs: Sequence[Run] = runs_of_open_seams(self.seams)
+        self.runs: Sequence[SeamRun] = runs_of_open_seams(self.seams)
         self.open: Sequence[OpenSeam] = [
             OpenSeam(seam, pages.get(seam.left.start), pages.get(seam.right.start), obstacles.get(seam.right.start, ""))
             for seam in open_seams(self.seams)

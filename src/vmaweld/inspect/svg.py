@@ -11,7 +11,7 @@ from typing import Final
 
 from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import CLASSES, KIND_COLOURS, class_of
-from vmaweld.inspect.report import Report
+from vmaweld.inspect.report import Inspection
 from vmaweld.inspect.words import percent_text, reasons_text, size_text
 from vmaweld.snapshot import Row
 from vmaweld.words import count_text, printable
@@ -64,7 +64,7 @@ class _Line:
         self.units = 0.0
 
 
-def _lines(report: Report) -> list[_Line]:
+def _lines(report: Inspection) -> list[_Line]:
     """The rows shared out to lines of about the same width; a line breaks at a gap where one is near."""
     rows = report.snapshot.rows
     total = sum(map(_weight, rows)) + _GAP * (len(rows) - len(report.seams))
@@ -87,7 +87,7 @@ def _tip(text: str) -> str:
     return f"<title>{html.escape(printable(text))}</title>"
 
 
-def _draw_whole(report: Report, line: _Line, y: float, scale: float, seams: dict[int, int]) -> list[str]:
+def _draw_whole(report: Inspection, line: _Line, y: float, scale: float, seams: dict[int, int]) -> list[str]:
     """Every VMA and every seam of one line."""
     rows = report.snapshot.rows
     kinds = {kind: at for at, kind in enumerate(KINDS)}
@@ -117,7 +117,7 @@ def _draw_whole(report: Report, line: _Line, y: float, scale: float, seams: dict
     return parts
 
 
-def _draw_columns(report: Report, line: _Line, y: float, scale: float, seams: dict[int, int]) -> list[str]:
+def _draw_columns(report: Inspection, line: _Line, y: float, scale: float, seams: dict[int, int]) -> list[str]:
     """One line added up by pixel column: the kind that fills most of it, and the seams in it by class."""
     rows = report.snapshot.rows
     kinds = {kind: at for at, kind in enumerate(KINDS)}
@@ -168,7 +168,7 @@ def _draw_columns(report: Report, line: _Line, y: float, scale: float, seams: di
     return parts
 
 
-def _legend(report: Report, y: float) -> tuple[list[str], float]:
+def _legend(report: Inspection, y: float) -> tuple[list[str], float]:
     """Kinds and classes that occur, with counts, in rows of the full width; and the y below them."""
     entries = [
         (f"k{at}", f"{kind} {report.kinds[kind].vmas:,}") for at, kind in enumerate(KINDS) if kind in report.kinds
@@ -194,7 +194,7 @@ def _legend(report: Report, y: float) -> tuple[list[str], float]:
     return parts, y + 12
 
 
-def strip(report: Report) -> str:
+def strip(report: Inspection) -> str:
     """The SVG document."""
     seams = {seam.index: at for at, seam in enumerate(report.seams)}
     draw = _draw_whole if report.vmas <= WHOLE else _draw_columns

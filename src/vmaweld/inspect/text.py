@@ -21,7 +21,7 @@ from vmaweld.abi import (
 from vmaweld.inspect.as_json import Numbering
 from vmaweld.inspect.kinds import KINDS, kind_of
 from vmaweld.inspect.legend import MEANINGS
-from vmaweld.inspect.report import Report
+from vmaweld.inspect.report import Inspection
 from vmaweld.inspect.words import percent_text, reasons_text, size_text
 from vmaweld.seams import NOT_ATTEMPTED, OPEN_MASK, REASON_NAMES, Seam
 from vmaweld.snapshot import Row
@@ -33,7 +33,7 @@ _USUAL = VM_ACCESS_FLAGS | VM_SHARED | VM_MAYSHARE | VM_MAYREAD | VM_MAYWRITE | 
 """Flags that the permissions tell, or that nearly every VMA has."""
 
 
-def summary_line(report: Report) -> str:
+def summary_line(report: Inspection) -> str:
     """The one line to read if only one is read."""
     return (
         f"{printable(report.name)} (pid {report.pid}, uid {report.uid}): {count_text(report.vmas, 'VMA')}, "
@@ -42,7 +42,7 @@ def summary_line(report: Report) -> str:
     )
 
 
-def watch_line(report: Report, stamp: str, growth: float) -> str:
+def watch_line(report: Inspection, stamp: str, growth: float) -> str:
     """What `inspect --watch` prints at time `stamp`. growth: VMAs a second."""
     return (
         f"{stamp} {printable(report.name)} pid={report.pid} vmas={report.vmas} limit={report.limit} "
@@ -50,7 +50,7 @@ def watch_line(report: Report, stamp: str, growth: float) -> str:
     )
 
 
-def warning_line(report: Report, warn: float) -> str:
+def warning_line(report: Inspection, warn: float) -> str:
     """That the process has the share `warn` of vm.max_map_count, or more."""
     return (
         f"{printable(report.name)} (pid {report.pid}) has {count_text(report.vmas, 'VMA')}, "
@@ -59,7 +59,7 @@ def warning_line(report: Report, warn: float) -> str:
     )
 
 
-def source_line(report: Report) -> str:
+def source_line(report: Inspection) -> str:
     """How far the answer can be trusted."""
     if report.exact:
         line = "Exact: page offsets, anon_vmas and all flags as the kernel holds them."
@@ -73,7 +73,7 @@ def source_line(report: Report) -> str:
     return line
 
 
-def print_report(report: Report, console: Console, limit: int) -> None:
+def print_report(report: Inspection, console: Console, limit: int) -> None:
     """The report as tables; at most `limit` open seams are listed."""
     console.print(f"[bold]{escape(summary_line(report))}[/]", soft_wrap=True)
     console.print(source_line(report), style="dim", soft_wrap=True)
@@ -107,14 +107,14 @@ def _table(*heads: str, right: Iterable[int] = ()) -> Table:
     return table
 
 
-def _kinds(report: Report) -> Table:
+def _kinds(report: Inspection) -> Table:
     table = _table("VMAs by kind", "VMAs", "size", "", right=(1, 2))
     for kind, total in report.kinds.items():
         table.add_row(kind, f"{total.vmas:,}", size_text(total.size), f"[dim]{KINDS[kind]}[/]")
     return table
 
 
-def _reasons(report: Report) -> Table:
+def _reasons(report: Inspection) -> Table:
     table = _table("seams by reason", "seams", "alone", "", right=(1, 2))
     for name, count in report.reasons.items():
         if count:
@@ -123,7 +123,7 @@ def _reasons(report: Report) -> Table:
     return table
 
 
-def _outcome(report: Report) -> str:
+def _outcome(report: Inspection) -> str:
     text = (
         f"[bold]{count_text(len(report.open), 'open seam')}[/] in {count_text(len(report.runs), 'run')}. "
         f"Welding them leaves [bold]{count_text(report.after_welding, 'VMA')}[/] of {report.vmas:,}"
@@ -136,7 +136,7 @@ def _outcome(report: Report) -> str:
     return text + "."
 
 
-def _open_seams(report: Report, limit: int) -> Table:
+def _open_seams(report: Inspection, limit: int) -> Table:
     table = _table("open seam at", "left", "right", "populated", "shared", "held by", "in the way", right=(1, 2, 3, 4))
     for one in report.open[:limit]:
         seam = one.seam
@@ -156,7 +156,7 @@ def _number(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
 
 
-def map_lines(report: Report) -> Iterator[str]:
+def map_lines(report: Inspection) -> Iterator[str]:
     """The address space as rows, low to high, each border between touching VMAs annotated."""
     number = Numbering()
     after: dict[int, Seam] = {seam.index: seam for seam in report.seams}

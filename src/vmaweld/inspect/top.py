@@ -16,7 +16,7 @@ from textual.worker import get_current_worker
 from vmaweld.inspect.census import Census, Counted, choose
 from vmaweld.inspect.collect import inspect_process
 from vmaweld.inspect.legend import MEANINGS
-from vmaweld.inspect.report import Report
+from vmaweld.inspect.report import Inspection
 from vmaweld.inspect.text import OPEN_REASONS, source_line
 from vmaweld.inspect.words import percent_text, size_text, user_name
 from vmaweld.kernel.errors import KernelError
@@ -100,7 +100,7 @@ class Detail(Screen[None]):
         text.update(f"{printable(why)}. What was last seen of it is gone with it; Escape goes back.")
         self.query_one("#detail-seams", DataTable).clear()
 
-    def _show(self, report: Report) -> None:
+    def _show(self, report: Inspection) -> None:
         self._reading = False
         self.query_one("#detail-text", Static).update(_detail_text(report))
         table = self.query_one("#detail-seams", DataTable)
@@ -120,7 +120,7 @@ class Detail(Screen[None]):
         table.scroll_y = scroll
 
 
-def _detail_text(report: Report) -> Text:
+def _detail_text(report: Inspection) -> Text:
     text = Text()
     share = report.vmas / report.limit
     text.append(f"{printable(report.name)}", "bold")

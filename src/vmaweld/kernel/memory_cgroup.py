@@ -23,20 +23,20 @@ _V1: Final = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", (b"total_i
 _V2: Final = _Files("memory.max", "memory.current", (b"inactive_file", b"active_file"))
 
 
-class Room(NamedTuple):
+class FreeMemory(NamedTuple):
     """free: bytes until `cgroup`, the tightest above the process, is full; pages of files count as free."""
 
     free: int
     cgroup: str
 
 
-def room(pid: int) -> Room | None:
+def room(pid: int) -> FreeMemory | None:
     """The room of process `pid`; None where nothing limits it, or the limits cannot be read. Raises ProcessGone.
 
     Swap is not counted: a process whose cgroup is full may be killed although there is swap (seen on 6.18, when many
     of its pages were read back through /proc/PID/mem).
     """
-    return min((Room(_free(path, files), path) for path, files in _limited(pid)), default=None)
+    return min((FreeMemory(_free(path, files), path) for path, files in _limited(pid)), default=None)
 
 
 def _limited(pid: int) -> Iterator[tuple[str, _Files]]:

@@ -9,8 +9,8 @@ from vmaweld.policy.kernels import (
     CHANGES,
     HELD,
     KERNELS,
-    Difference,
     PolicyError,
+    RuleDifference,
     differences,
     held_around,
     parse_policy,
@@ -24,7 +24,7 @@ from vmaweld.policy.rules import RULES, Rule
 
 __all__ = [
     "CHANGES",
-    "Difference",
+    "RuleDifference",
     "HELD",
     "KERNELS",
     "Policy",

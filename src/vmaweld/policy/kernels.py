@@ -38,7 +38,7 @@ class PolicyError(ValueError):
     """A policy name that means nothing; str() is one line that says what would."""
 
 
-class Difference(NamedTuple):
+class RuleDifference(NamedTuple):
     """A rule that holds in one of two kernels. first: it is the first of them."""
 
     rule: Rule
@@ -118,9 +118,11 @@ def _named(series: tuple[int, int] | None) -> str:
     return "linux-{}.{}".format(*series) if series else ""
 
 
-def differences(first: str, second: str) -> list[Difference]:
+def differences(first: str, second: str) -> list[RuleDifference]:
     """The rules in which two kernels, or policies, differ, in the order of the table. Raises PolicyError."""
     rules = parse_policy(first).rules, parse_policy(second).rules
     return [
-        Difference(rule, rule.name in rules[0]) for rule in RULES if (rule.name in rules[0]) != (rule.name in rules[1])
+        RuleDifference(rule, rule.name in rules[0])
+        for rule in RULES
+        if (rule.name in rules[0]) != (rule.name in rules[1])
     ]

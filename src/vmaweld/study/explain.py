@@ -43,7 +43,7 @@ class ScenarioError(Exception):
 
 
 @dataclass(slots=True)
-class Outcome:
+class Explanation:
     """A scenario under one policy. before, after: the address spaces around the last event, by pid.
 
     records: the merges that the last event asked for. error: why the last event failed, "" where it did not.
@@ -58,7 +58,7 @@ class Outcome:
     failures: list[str]
 
 
-def explain(events: Sequence[Event], policy: Policy) -> Outcome:
+def explain(events: Sequence[Event], policy: Policy) -> Explanation:
     """Let `events` happen under `policy`; there must be one at least."""
     tracepoints = Tracepoints()
     system = System(policy, trace=tracepoints)
@@ -75,7 +75,7 @@ def explain(events: Sequence[Event], policy: Policy) -> Outcome:
         system.apply(events[-1])
     except LinuxError as error:
         error_text = str(error)
-    return Outcome(policy, before, _snapshots(system), list(tracepoints.records), error_text, failures)
+    return Explanation(policy, before, _snapshots(system), list(tracepoints.records), error_text, failures)
 
 
 def _snapshots(system: System) -> list[Snapshot]:

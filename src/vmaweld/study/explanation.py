@@ -12,7 +12,7 @@ from rich.text import Text
 from vmaweld.events import EVENT_FIELDS, Event
 from vmaweld.snapshot import Snapshot
 from vmaweld.study.drawing import Scale, draw
-from vmaweld.study.explain import Outcome, describe, verdict
+from vmaweld.study.explain import Explanation, describe, verdict
 from vmaweld.study.scenarios import SCENARIOS, Scenario
 from vmaweld.words import count_text, printable
 
@@ -31,7 +31,7 @@ def print_list(out: Console) -> None:
     out.print("`vmaweld explain NAME` draws one.")
 
 
-def print_explanation(scenario: Scenario, outcomes: Sequence[Outcome], out: Console) -> None:
+def print_explanation(scenario: Scenario, outcomes: Sequence[Explanation], out: Console) -> None:
     """One scenario: its events, and the address spaces before and after the last of them."""
     out.print(Text(printable(scenario.name), style="bold"))
     if scenario.text:
@@ -61,7 +61,7 @@ def _alike(drawings: Iterable[tuple[str, list[str]]]) -> list[tuple[list[str], l
     return found
 
 
-def _after(outcome: Outcome, scale: Scale) -> list[str]:
+def _after(outcome: Explanation, scale: Scale) -> list[str]:
     lines = _lines(outcome.after, scale)
     lines += [f"failed before: {failure}" for failure in outcome.failures]
     if outcome.error:
@@ -88,7 +88,7 @@ def _lines(snapshots: list[Snapshot], scale: Scale) -> list[str]:
     return lines
 
 
-def explanation_data(scenario: Scenario, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def explanation_data(scenario: Scenario, outcomes: Sequence[Explanation]) -> dict[str, Any]:
     """One scenario as JSON; the keys are told in docs/study.md."""
     return {
         "schema": 1,

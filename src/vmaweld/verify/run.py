@@ -24,7 +24,7 @@ SEED_EVENTS: Final = 20_000
 _BRK: Final = ARENA_LOW + (64 << 20)
 
 
-class Outcome:
+class Verification:
     """What a run found.
 
     policy, kernel: what was held against what.      exact: hidden fields were compared.
@@ -141,16 +141,16 @@ def run(
     events: int,
     first_seed: int = 0,
     operations: frozenset[str] | None = None,
-    progress: Callable[[Outcome], None] | None = None,
+    progress: Callable[[Verification], None] | None = None,
     seconds: float = 0,
     clock: Callable[[], float] | None = None,
-) -> Outcome:
+) -> Verification:
     """Hold the model against the kernel for `events` events, seed after seed, or until the first difference.
 
     operations: only these kinds of events.     seconds: stop when `clock` has advanced so far, whatever is left.
     A KeyboardInterrupt ends it, too, and the outcome is what was found by then.
     """
-    outcome = Outcome(bench.policy.name, os.uname().release, bench.executor.exact, first_seed)
+    outcome = Verification(bench.policy.name, os.uname().release, bench.executor.exact, first_seed)
     maker = make_maker(bench, operations)
     end = clock() + seconds if clock is not None and seconds else None
     seed = first_seed
@@ -178,9 +178,9 @@ def run(
     return outcome
 
 
-def run_one(bench: Bench, program: int) -> Outcome:
+def run_one(bench: Bench, program: int) -> Verification:
     """The program that an earlier difference named, alone."""
-    outcome = Outcome(bench.policy.name, os.uname().release, bench.executor.exact, program >> 20)
+    outcome = Verification(bench.policy.name, os.uname().release, bench.executor.exact, program >> 20)
     events = make_maker(bench).make(program, PROGRAM_LENGTH)
     found = bench.check(events)
     outcome.events = len(events)

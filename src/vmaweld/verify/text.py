@@ -3,12 +3,12 @@
 
 from collections.abc import Iterator
 
-from vmaweld.verify.run import Outcome
+from vmaweld.verify.run import Verification
 from vmaweld.verify.scenario import story
 from vmaweld.words import count_text
 
 
-def outcome_lines(outcome: Outcome, low: int) -> Iterator[str]:
+def outcome_lines(outcome: Verification, low: int) -> Iterator[str]:
     """How much was compared, and what differs. low: the arena's first address."""
     what = "hidden fields included" if outcome.exact else "visible fields only (root sees the hidden ones too)"
     extent = f"{count_text(outcome.events, 'event')} in {count_text(outcome.programs, 'program')}"

@@ -13,7 +13,7 @@ from vmaweld.welding.errors import HalfDone, Refused
 from vmaweld.welding.plan import Candidate, Left, Room, clip, groups
 from vmaweld.welding.program import A_GROUP, Group, Outcome, Program
 
-Run = Callable[[Program], tuple[tuple[str, int], list[Outcome]]]
+Runner = Callable[[Program], tuple[tuple[str, int], list[Outcome]]]
 """Runs a finished program where the memory is; returns `Program.outcomes`."""
 
 _MAY_NOT_WRITE: Final = "it may not be made writable for the moment (PR_SET_MDWE, or a security module forbids it)"
@@ -58,7 +58,7 @@ class Folded:
 def fold(
     candidates: Iterable[Candidate],
     room: Room,
-    run: Run,
+    run: Runner,
     *,
     low: int = 0,
     retry: bool = True,
@@ -86,7 +86,7 @@ def fold(
 
 def _batches(
     todo: Sequence[tuple[Group, Candidate]],
-    run: Run,
+    run: Runner,
     program: Callable[[], Program],
     result: Folded,
     most_entries: int,
@@ -104,7 +104,7 @@ def _batches(
 
 def _batch(
     batch: Sequence[tuple[Group, Candidate]],
-    run: Run,
+    run: Runner,
     program: Callable[[], Program],
     result: Folded,
 ) -> list[Candidate]:

@@ -60,7 +60,7 @@ def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
 
 
-class Program:
+class IteratorProgram:
     """The iterator program, loaded for one range of addresses.
 
     low, high: only VMAs that overlap ``[low, high)`` are shown.
@@ -115,7 +115,7 @@ class Program:
         """An iterator over the VMAs of `pid` alone. Raises NotSupported."""
         if self.selects:
             return Watch(self, pid)
-        with Program(*self._range, pid, btf=self._btf) as own:
+        with IteratorProgram(*self._range, pid, btf=self._btf) as own:
             return Watch(own, pid)
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class Program:
             os.close(self.fd)
             self.fd = -1
 
-    def __enter__(self) -> "Program":
+    def __enter__(self) -> "IteratorProgram":
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -132,9 +132,9 @@ class Program:
 
 
 class Watch:
-    """Snapshots of one process through a loaded `Program`."""
+    """Snapshots of one process through a loaded `IteratorProgram`."""
 
-    def __init__(self, loaded: Program, pid: int) -> None:
+    def __init__(self, loaded: IteratorProgram, pid: int) -> None:
         self.pid = pid
         info = ctypes.create_string_buffer(struct.pack("<III", pid, 0, 0), 16)  # bpf_iter_link_info.task.tid
         attributes = struct.pack("<IIIIQII", loaded.fd, 0, _TRACE_ITER, 0, _address(info), len(info), 0)
@@ -262,15 +262,15 @@ def _tells_sequence(records: bytes) -> bool:
     return any(records[8 * program.SEQUENCE + 4 : 8 * program.SEQUENCE + 8])
 
 
-_loaded: Program | None = None
+_loaded: IteratorProgram | None = None
 _refused: dict[int, str] = {}  # by user: finding out anew costs reading all of the kernel's BTF
 
 
-def loaded() -> Program:
+def loaded() -> IteratorProgram:
     """The program for all addresses, loaded at the first call. Raises NotPermitted or NotSupported."""
     global _loaded
     if _loaded is None:
-        _loaded = Program()
+        _loaded = IteratorProgram()
     return _loaded
 
 
