@@ -149,17 +149,24 @@ class Served:
         """UFFDIO_REGISTER; the context is made where there is none of that number."""
         descriptor = self.contexts.get(context, -1)
         if descriptor < 0:
-            descriptor = call(_NR_USERFAULTFD, _UFFD_FLAGS | _UFFD_USER_MODE_ONLY)
-            if descriptor == -_EINVAL:
-                descriptor = call(_NR_USERFAULTFD, _UFFD_FLAGS)
+            descriptor = self._open_context()
             if descriptor < 0:
                 return descriptor
-            answer = self._ioctl(descriptor, _UFFDIO_API, struct.pack("<QQQ", 0xAA, _UFFD_FEATURE_SIGBUS, 0))
-            if answer < 0:
-                os.close(descriptor)
-                return answer
             self.contexts[context] = descriptor
         return self._ioctl(descriptor, _UFFDIO_REGISTER, struct.pack("<QQQQ", address, length, mode, 0))
+
+    def _open_context(self) -> int:
+        """A userfaultfd, or what the kernel answers."""
+        descriptor = call(_NR_USERFAULTFD, _UFFD_FLAGS | _UFFD_USER_MODE_ONLY)
+        if descriptor == -_EINVAL:
+            descriptor = call(_NR_USERFAULTFD, _UFFD_FLAGS)
+        if descriptor < 0:
+            return descriptor
+        answer = self._ioctl(descriptor, _UFFDIO_API, struct.pack("<QQQ", 0xAA, _UFFD_FEATURE_SIGBUS, 0))
+        if answer < 0:
+            os.close(descriptor)
+            return answer
+        return descriptor
 
     def uffd_unregister(self, context: int, address: int, length: int) -> int:
         """UFFDIO_UNREGISTER; EINVAL where there is no such context."""
@@ -176,9 +183,24 @@ class Served:
         return 0
 
     def uffd_move(self, source: int, target: int, length: int) -> int:
-        """UFFDIO_MOVE through the context of the target; 0, or the errno of the page that stopped it."""
+        """UFFDIO_MOVE through the context of the target; 0, or the errno of the page that stopped it.
+
+        A process that has no context asks through one that is made for that: whether it is ENOENT or EINVAL is for the
+        kernel to say.
+        """
+        if not self.contexts:
+            descriptor = self._open_context()
+            if descriptor < 0:
+                return descriptor
+            try:
+                return self._move([descriptor], source, target, length)
+            finally:
+                os.close(descriptor)
+        return self._move(list(self.contexts.values()), source, target, length)
+
+    def _move(self, descriptors: list[int], source: int, target: int, length: int) -> int:
         result = -_EINVAL
-        for descriptor in self.contexts.values():
+        for descriptor in descriptors:
             moved = 0
             while moved < length or not length:
                 argument = struct.pack("<QQQQq", target + moved, source + moved, length - moved, 2, 0)

@@ -165,6 +165,7 @@ class _Maker:
         self.next_pid = 2
         self.untouchable: set[int] = set()  # pids with a userfaultfd that waits for missing pages
         self.contexts: dict[int, set[int]] = {1: set()}  # userfaultfds; the same set for processes that share memory
+        self.read: dict[int, list[range]] = {1: []}  # where reading may have mapped pages of zeroes
         self.borders: list[int] = [middle]
         self.shares = maker.shares(self.random.random() < 0.1)
         self.breaks = maker.brk
@@ -290,7 +291,11 @@ class _Maker:
         return None if pid in self.untouchable else self._range(ev.WRITE, pid)
 
     def _read(self, pid: int) -> Event | None:
-        return None if pid in self.untouchable else self._range(ev.READ, pid)
+        return None if pid in self.untouchable else self._note_read(self._range(ev.READ, pid))
+
+    def _note_read(self, event: Event) -> Event:
+        self.read[event.pid].append(range(event.addr & -PAGE_SIZE, event.addr + event.length))
+        return event
 
     def _madvise(self, pid: int) -> Event | None:
         advice = self.random.choice(_ADVICE)
@@ -300,7 +305,8 @@ class _Maker:
                 self._seal_off(pid)
         if pid in self.untouchable and advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
             return None
-        return self._range(ev.MADVISE, pid, flags=advice)
+        event = self._range(ev.MADVISE, pid, flags=advice)
+        return self._note_read(event) if advice == MADV_POPULATE_READ else event
 
     def _mlock(self, pid: int) -> Event | None:
         if pid in self.untouchable:
@@ -370,6 +376,10 @@ class _Maker:
         event = self._range(ev.UFFD_MOVE, pid)
         target = self._address()
         event.new_addr = min(target, self.maker.high - event.length)
+        # The model does not follow pages of zeroes, and a target that holds one answers EEXIST.
+        end = event.new_addr + event.length
+        if any(known.start < end and event.new_addr < known.stop for known in self.read[pid]):
+            return None
         return event
 
     def _mseal(self, pid: int) -> Event:
@@ -387,6 +397,7 @@ class _Maker:
         self.pids.append(child)
         shares = self.random.random() < 0.05
         self.contexts[child] = self.contexts[pid] if shares else set()
+        self.read[child] = self.read[pid] if shares else list(self.read[pid])
         if pid in self.untouchable:  # guard pages are inherited
             self.untouchable.add(child)
         return Event(ev.FORK, pid, child=child, flags=CLONE_VM if shares else 0)
