@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from conftest import require
 from weld_races import A_PIECE, SLICES
-from weld_support import Target, open_seams, require_other
+from weld_support import Target, no_allowance, open_seams, require_other
 
 from vmaweld.kernel import pagemap
 from vmaweld.kernel.bpf import iterator
@@ -28,6 +28,7 @@ MIB = 1 << 20
 def test_no_slice_plans_more_than_it_welds(monkeypatch: pytest.MonkeyPatch, unshare: bool) -> None:
     """While the threads stand still, only the slice is planned anew, whatever the size of the process."""
     require_other()
+    monkeypatch.setattr(Pace, "budget", no_allowance)
     monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", A_PIECE)
     still = False
     seen: list[int] = []
@@ -103,6 +104,7 @@ def test_what_the_process_opens_anew_is_not_chased_for_ever(
     monkeypatch: pytest.MonkeyPatch, count: int, pages: int
 ) -> None:
     require_other()
+    monkeypatch.setattr(Pace, "budget", no_allowance)
     # Several slices, but not page by page: each may open twice what there was.
     monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", A_PIECE if pages == 1 else 1e-5)
     monkeypatch.setattr("vmaweld.welding.pace._A_PAGE", 1e-5)
@@ -129,6 +131,7 @@ def test_a_large_process_is_not_looked_at_as_a_whole_in_a_short_pause(
     """Where no VMA has come or gone since the plan, a slice reads one piece of a walk: `source.Source.again`."""
     require_other()
     require(*iterator.available())
+    monkeypatch.setattr(Pace, "budget", no_allowance)
     walks: list[bool] = []
     take = Source.take
 

@@ -18,11 +18,12 @@ import pytest
 from conftest import require
 from weld_crack import crack_at
 from weld_random import Failing, picture
-from weld_support import HERE, TIMEOUT, Target, open_seams, require_other, vmas
+from weld_support import HERE, TIMEOUT, Target, no_allowance, open_seams, require_other, vmas
 
 from vmaweld.kernel import ptrace, snapshots, syscalls, x86_64
 from vmaweld.kernel.errors import NotPermitted, ProcessGone
 from vmaweld.welding import HalfDone, Refused, plan, remote, standstill, support
+from vmaweld.welding.pace import Pace
 from vmaweld.welding.program import Program
 from vmaweld.welding.puppet import Puppet
 from vmaweld.welding.workshop import Workshop
@@ -83,6 +84,7 @@ def test_nothing_to_do_stops_nobody() -> None:
 
 def test_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     require_other()
+    monkeypatch.setattr(Pace, "budget", no_allowance)
     monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", 1e-3)
     with Target() as target:
         start, end = target.build(100, 4)
@@ -99,7 +101,8 @@ def test_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_slices_cut_inside_a_large_vma(monkeypatch: pytest.MonkeyPatch) -> None:
     require_other()
-    monkeypatch.setattr("vmaweld.welding.pace._A_PAGE", 5e-6)
+    monkeypatch.setattr(Pace, "budget", no_allowance)
+    monkeypatch.setattr("vmaweld.welding.pace._A_PAGE", 2e-5)
     with Target() as target:
         start, end = target.build(3, 1500)
         report = remote.weld(target.pid, remote.Options(max_pause=0.001, low=start, high=end))

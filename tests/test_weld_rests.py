@@ -15,11 +15,12 @@ from conftest import require
 from test_weld_killed import wait_gone
 from test_weld_remote import clean
 from weld_races import A_PIECE, FIXED_ADDRESSES, SLICES, TARGET, exec_between_slices, told_ok, two_welders
-from weld_support import TIMEOUT, Target, open_seams, require_other
+from weld_support import TIMEOUT, Target, no_allowance, open_seams, require_other
 
 from vmaweld.kernel.errors import ProcessGone
 from vmaweld.welding import Refused, remote
 from vmaweld.welding.errors import Busy
+from vmaweld.welding.pace import Pace
 from vmaweld.welding.report import Report
 
 pytestmark = pytest.mark.live
@@ -35,6 +36,7 @@ def workshop(pid: int) -> tuple[int, int]:
 @pytest.fixture(autouse=True)
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several slices, even on a machine that is busy."""
+    monkeypatch.setattr(Pace, "budget", no_allowance)
     monkeypatch.setattr("vmaweld.welding.pace._A_PIECE", A_PIECE)
 
 
