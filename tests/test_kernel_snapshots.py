@@ -411,3 +411,11 @@ def test_status_and_limits_of_this_process() -> None:
 def test_refusal_is_not_silence() -> None:
     with pytest.raises((NotPermitted, ProcessGone)):
         procfs.read_file(2**22 + 1, "maps")
+
+
+def test_the_descriptors_of_a_process_that_has_ended() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    with pytest.raises(ProcessGone):
+        procfs.descriptors(child.pid)
+    assert "0" in procfs.descriptors(os.getpid())

@@ -195,6 +195,14 @@ def limits(pid: int) -> dict[str, tuple[int | None, int | None]]:
     return found
 
 
+def descriptors(pid: int) -> list[str]:
+    """The names in /proc/PID/fd. Raises ProcessGone."""
+    try:
+        return os.listdir(f"/proc/{pid}/fd")
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessGone(f"process {pid} has ended") from None
+
+
 def pids() -> list[int]:
     """Every process that /proc shows, by number."""
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())

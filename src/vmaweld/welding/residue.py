@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from vmaweld.kernel import ptrace, syscalls, x86_64
+from vmaweld.kernel import procfs, ptrace, syscalls, x86_64
 from vmaweld.snapshot import Row
 from vmaweld.welding import machine_code as mc
 from vmaweld.welding import trampoline, workshop
@@ -35,7 +35,7 @@ def mapped(pid: int, rows: Sequence[Row]) -> list[Found]:
 def descriptors(pid: int) -> list[int]:
     """Descriptors of `pid` that refer to a workshop, or to one that was not filled yet."""
     found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
+    for name in procfs.descriptors(pid):
         link = f"/proc/{pid}/fd/{name}"
         try:
             if os.readlink(link).startswith(f"/memfd:{WORKSHOP}") and _is_workshop(link):

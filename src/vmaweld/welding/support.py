@@ -159,7 +159,7 @@ def check_io_uring(pid: int) -> None:
     status = dict(line.split(b":\t", 1) for line in procfs.read_file(pid, "status").splitlines() if b":\t" in line)
     if int(status.get(b"CapEff", b"0"), 16) >> 19 & 1:  # CAP_SYS_PTRACE
         return
-    for name in os.listdir(f"/proc/{pid}/fd"):
+    for name in procfs.descriptors(pid):
         try:
             ring = os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[io_uring]"
         except OSError:
