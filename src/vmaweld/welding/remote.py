@@ -18,6 +18,7 @@ from vmaweld.kernel.errors import KernelError, ProcessGone
 from vmaweld.kernel.pagemap import Pagemap
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import contents, plan, residue, seccomp, source, support, trampoline, workshop
+from vmaweld.welding.alone import Alone
 from vmaweld.welding.errors import Busy, HalfDone, WeldError
 from vmaweld.welding.folding import Folded, fold
 from vmaweld.welding.pace import Pace
@@ -55,6 +56,7 @@ class Options:
 def survey(pid: int, options: Options) -> tuple[Snapshot, plan.Plan]:
     """What a weld of `pid` would do now, nothing stopped for it. Raises Refused, NotPermitted, ProcessGone."""
     support.check_other(pid)
+    Alone(pid).check()
     snapshot = source.take(pid)
     with Pagemap(pid) as pages:
         made = plan.make(snapshot, pages, _limits(pid, options), closely=True)
@@ -106,6 +108,7 @@ class _Weld:
         self._idle = 0
         self._pages = 0
         self._residue = False
+        self._alone = Alone(pid)
         self._source = source.Source(pid)
         self._process = -1
         self._prepared: tuple[Snapshot, plan.Plan] | None = None
@@ -174,6 +177,7 @@ class _Weld:
 
     def _prepare(self) -> tuple[Snapshot, plan.Plan]:
         """Look and plan while the process runs; if nothing has changed when it stands still, that is already done."""
+        self._alone.check()
         snapshot = self._source.take()
         limits = _limits(self.pid, self.options, self._failed, self._avoid, self._filters)
         with Pagemap(self.pid) as pages:
@@ -226,6 +230,7 @@ class _Weld:
     def _slice(self, still: Standstill) -> bool:
         """Weld what there is, or as much as fits into the pause; whether something is left over."""
         first = not self._workshop.address
+        self._alone.check()
         # In a short pause there is no time to look at all VMAs of a large process; what is then known of pages is
         # looked at again where it matters (`_choose`).
         snapshot = self._source.take() if self.options.max_pause is None else self._source.again()

@@ -8,8 +8,7 @@ import struct
 from typing import Final
 
 from vmaweld import abi
-from vmaweld.kernel import memory_cgroup, pagemap, procfs, ptrace, userfaultfd
-from vmaweld.kernel.errors import ProcessGone
+from vmaweld.kernel import memory_cgroup, pagemap, procfs, userfaultfd
 from vmaweld.policy import release_numbers
 from vmaweld.welding.errors import Refused
 from vmaweld.welding.plan import OBSTACLES, Plan
@@ -137,11 +136,6 @@ def check_other(pid: int) -> None:
     vector = procfs.read_file(pid, "auxv")
     if len(vector) >= 16 and any(vector[4:8]):
         raise Refused(f"process {pid} is a 32-bit program: only 64-bit ones can be welded")
-    for other in procfs.pids():
-        if other != pid and ptrace.shares_memory(pid, other):
-            if not procfs.read_file(pid, "auxv"):  # it has none any more, just as kernel threads
-                raise ProcessGone(f"process {pid} has ended")
-            raise Refused(f"process {other} has the same memory as process {pid} (vfork or CLONE_VM) and would go on")
 
 
 def check_io_uring(pid: int) -> None:
