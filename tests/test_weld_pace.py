@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A pause that was asked for is kept where it can be, and said where it cannot."""
 
+import platform
 import threading
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from weld_support import Target, no_allowance, open_seams, require_other
 
 from vmaweld.kernel import pagemap
 from vmaweld.kernel.bpf import iterator
+from vmaweld.policy import release_numbers
 from vmaweld.snapshot import Row, Snapshot
 from vmaweld.welding import plan, remote
 from vmaweld.welding.pace import Pace
@@ -147,6 +149,34 @@ def test_a_large_process_is_not_looked_at_as_a_whole_in_a_short_pause(
         assert open_seams(target.pid, start, end) == 0
         assert len(report.pauses) > 2
         assert walks.count(False) <= 1, "a standstill has a thread of its own"
+        target.check()
+
+
+@pytest.mark.live
+def test_guard_pages_that_come_between_plan_and_slice_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take no write lock either. A weld may leave them, and may not lose one."""
+    require_other()
+    require(*iterator.available())
+    require(release_numbers(platform.release()) >= (6, 13), "guard pages came with Linux 6.13")
+    stand_still = remote._Weld._standstill
+    with Target() as target:
+        start, end = target.build(1000, 2, "quiet hollow")
+        low = start + (end - start) // 2
+        guarded = False
+
+        def guard_first(self: remote._Weld, work: Callable[[Standstill], bool]) -> bool:
+            nonlocal guarded
+            if not guarded:
+                guarded = True
+                target.tell("guard")
+                target.expect("guarded")
+            return stand_still(self, work)
+
+        monkeypatch.setattr(remote._Weld, "_standstill", guard_first)
+        remote.weld(target.pid, remote.Options(max_pause=1.0, low=low, high=end))
+        assert guarded
+        target.tell("unguard")
+        target.expect("touched")
         target.check()
 
 

@@ -2,13 +2,15 @@
 """A process to be welded: fragments that threads read and write all the time, losing nothing.
 
 Commands on stdin, one a line, each answered on stdout: ``build COUNT PAGES [quiet] [hollow]`` lays out fragments
-anew (hollow: many without a page, until ``touch`` writes to them) and, unless quiet, starts threads on them;
+anew (hollow: many without a page, until ``touch`` writes to them; ``guard`` and
+``unguard`` give them guard pages) and, unless quiet, starts threads on them;
 ``check`` stops these and compares every page; ``fork`` makes a child; ``fill N``
 makes VMAs until N more may be made; ``quit``. It ends with status 3 at the first byte that is not what it should be, 4
 where a wait ended that should not have.
 """
 
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -17,7 +19,7 @@ import threading
 import time
 
 from vmaweld import abi
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import syscalls, x86_64
 
 PAGE = abi.PAGE_SIZE
 ANON = abi.MAP_PRIVATE | abi.MAP_ANONYMOUS
@@ -94,6 +96,23 @@ class Fragments:
         for index in untouched(self.count):
             write(self.start + index * self.size, self.pages, self.seed, index)
         return "touched"
+
+    def guard(self) -> str:
+        """Guard pages (6.13) instead of every fragment that has no page: what touches them is killed."""
+        for index in untouched(self.count):
+            syscalls.madvise(self.start + index * self.size, self.size, abi.MADV_GUARD_INSTALL)
+        return "guarded"
+
+    def unguard(self) -> str:
+        """Take the guard pages away and write there; an error where one was not there any more."""
+        zeroes = os.open("/dev/zero", os.O_RDONLY)
+        for index in untouched(self.count):
+            at = self.start + index * self.size
+            for page in range(at, at + self.size, PAGE):
+                if syscalls.raw(x86_64.NR_READ, zeroes, page, 1) != -errno.EFAULT:
+                    fail(f"the guard page at {page:#x} is gone")
+            syscalls.madvise(at, self.size, abi.MADV_GUARD_REMOVE)
+        return self.touch()
 
     def check(self) -> str:
         self.stop = True
@@ -189,6 +208,9 @@ def main() -> None:
         elif words[0] == "touch":
             assert current is not None
             print(current.touch(), flush=True)
+        elif words[0] in ("guard", "unguard"):
+            assert current is not None
+            print(current.guard() if words[0] == "guard" else current.unguard(), flush=True)
         elif words[0] == "fork":
             pid = os.fork()
             if pid == 0:

@@ -21,6 +21,7 @@ from weld_crack import crack
 from vmaweld.kernel import syscalls
 from vmaweld.kernel.errors import KernelError
 from vmaweld.welding import support
+from vmaweld.welding.alone import Alone
 from vmaweld.welding.errors import WeldError
 
 from .programs import BY_NAME, Program
@@ -143,6 +144,7 @@ class Turn:
         count, pages = self._rng.randint(10, 200), self._rng.choice((1, 1, 2, 4, 4, 16))
         try:
             support.check_other(pid)
+            Alone(pid).check()
             made = crack(pid, count, pages)
         except (KernelError, WeldError, OSError) as error:
             self._note("no seams in", pid, repr(error))
