@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How long the slices of a weld really pause a large process, for the pauses that one asks for.
 
-``python benchmarks/pauses.py [--fragments 12000] [--json]`` (root). The fragments have two pages each, so the process
-has some 12,000 VMAs. It is made anew for each line, and every page is checked afterwards.
+``python benchmarks/pauses.py [--fragments 12000] [--pages 2] [--json]`` (root). The process is made anew for each line,
+and every page is checked afterwards. ``PYTHONPATH`` may lead to the source of another version, to compare with.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from weld import PAGE, TIMEOUT, compile_reference
 
 from vmaweld.welding import remote
 
-PAGES = 2
 WISHES = (
     ("all at once", remote.Options()),
     ("--max-pause 5", remote.Options(max_pause=5e-3)),
     ("--max-pause 2", remote.Options(max_pause=2e-3)),
     ("--max-pause 2 --unshare", remote.Options(max_pause=2e-3, unshare=True)),
     ("--max-pause 5 --verify", remote.Options(max_pause=5e-3, verify=True)),
+    ("--max-pause 0.1 --verify", remote.Options(max_pause=1e-4, verify=True)),
 )
 
 
@@ -36,15 +36,15 @@ class Line(NamedTuple):
     total: float
 
 
-def measure(program: str, wish: str, options: remote.Options, fragments: int) -> Line:
+def measure(program: str, wish: str, options: remote.Options, fragments: int, pages: int) -> Line:
     with subprocess.Popen(
-        [program, "hold", str(fragments), str(PAGES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [program, "hold", str(fragments), str(pages)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         start = int(process.stdout.readline(), 16)
         chosen = remote.Options(
             start,
-            start + fragments * PAGES * PAGE,
+            start + fragments * pages * PAGE,
             unshare=options.unshare,
             max_pause=options.max_pause,
             verify=options.verify,
@@ -60,15 +60,16 @@ def measure(program: str, wish: str, options: remote.Options, fragments: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fragments", type=int, default=12_000)
+    parser.add_argument("--pages", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         program = compile_reference(folder)
-        lines = [measure(program, wish, options, arguments.fragments) for wish, options in WISHES]
+        lines = [measure(program, wish, options, arguments.fragments, arguments.pages) for wish, options in WISHES]
     if arguments.json:
         print(json.dumps([line._asdict() for line in lines]))
         return
-    print(f"{arguments.fragments:,} fragments of {PAGES} pages; pauses in ms:")
+    print(f"{arguments.fragments:,} fragments of {arguments.pages} pages; pauses in ms:")
     print(f"  {'':<28}{'slices':>8}{'median':>9}{'longest':>9}{'together':>10}")
     for line in lines:
         print(f"  {line.wish:<28}{line.slices:>8}{line.median:>9.2f}{line.longest:>9.2f}{line.total:>10.0f}")

@@ -366,3 +366,36 @@ def test_the_commands_failure_is_reported_not_ours(tmp_path: Path) -> None:
     assert "exit status 7" in done.stdout
     assert "Next: `vmaweld study -o FILE -- COMMAND` keeps the recording" in done.stdout
     assert not [name for name in os.listdir(tmp_path) if name != "two.trace"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--kernel", ""],
+        ["--kernel", "6.01"],
+        ["--kernel", "6.6+pgoff"],
+        ["--kernel", "5.9"],
+        ["--kernel", "6.6", "--against", ""],
+        ["--against", "6.1"],
+        ["mremap-back", "--kernel", "6.6"],
+        ["--kernel", "6.6", "-p", "linux-6.1"],
+    ],
+    ids=" ".join,
+)
+def test_kernels_that_cannot_be_compared_are_one_line(arguments: list[str], tmp_path: Path) -> None:
+    done = run("explain", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_kernels_are_compared(tmp_path: Path) -> None:
+    told = run("explain", "--kernel", "6.6", "--against", "linux-6.1.30", cwd=tmp_path).stdout
+    assert "linux-6.6: " in told
+    assert "close-never-merges (until 6.4): only in linux-6.1.30" in told
+    data = json.loads(run("explain", "--kernel", "6.18", "--against", "6.17", "--json", cwd=tmp_path).stdout)
+    assert [kernel["held"] for kernel in data["kernels"]] == [True, True]
+    assert {difference["holds_in"] for difference in data["differences"]} <= {"linux-6.18", "linux-6.17"}
+    same = run("explain", "--kernel", "6.6", "--against", "6.6", cwd=tmp_path).stdout
+    assert same.count("linux-6.6: ") == 1
+    assert "differ in no rule" in same

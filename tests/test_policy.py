@@ -167,6 +167,11 @@ def test_flags_that_may_differ() -> None:
     [
         ("linux-4.19", "no kernel called 'linux-4.19'; there are linux-5.10 to linux-7.3, and their stable releases"),
         ("linux-6.20", "no kernel called 'linux-6.20'"),
+        ("linux-6.01", "no kernel called 'linux-6.01'"),
+        ("linux-6.1.", "no kernel called 'linux-6.1.'"),
+        ("linux-6.1.030", "no kernel called 'linux-6.1.030'"),
+        ("linux-6.1.999999999", "no kernel called 'linux-6.1.999999999'"),
+        ("linux-\uff16.1", "no kernel called"),
         ("5.17", "no kernel called '5.17'"),
         ("", "no kernel called ''"),
         ("linux-5.17+fast", "no change called '+fast'; there are +pgoff, +anon-vma, +series, +grow"),

@@ -38,12 +38,21 @@ def parse_policy(text: str) -> tuple[int, int]:
     name = "" if name == "default" else name
     if name not in MODES:
         raise ValueError(f"unknown memory policy {text!r}")
+    return MODES.index(name), node_mask(nodes)
+
+
+def node_mask(nodes: str) -> int:
+    """A list of nodes as a bit mask; "" is none.
+
+    >>> node_mask("0-1,3")
+    11
+    """
     mask = 0
     for part in nodes.split(",") if nodes else ():
         first, _, last = part.partition("-")
         for node in range(int(first), int(last or first) + 1):
             mask |= 1 << node
-    return MODES.index(name), mask
+    return mask
 
 
 def node_list(mask: int) -> str:

@@ -47,7 +47,7 @@ def command(
 
     Exit status: 0 done; 2 no such scenario or policy, or the file holds none; 130 interrupted.
     """
-    if kernel or against:
+    if kernel is not None or against is not None:
         _compare(kernel, against, bool(name or path or policies), as_json)
         return
     if name and path:
@@ -81,7 +81,8 @@ def command(
 def _compare(kernel: str | None, against: str | None, scenario: bool, as_json: bool) -> None:
     if kernel is None or scenario:
         fail("--against goes with --kernel, and neither with a scenario or a policy", USAGE)
-    first, second = (release and f"linux-{release.removeprefix('linux-')}" for release in (kernel, against or ""))
+    first = f"linux-{kernel.removeprefix('linux-')}"
+    second = "" if against is None else f"linux-{against.removeprefix('linux-')}"
     try:
         if as_json:
             print_json(kernel_data(first, second))

@@ -11,13 +11,13 @@ import click
 
 from vmaweld.cli.common import NO, PID, USAGE, Number, console, fail, print_json
 from vmaweld.cli.progress import ProgressBar
-from vmaweld.cli.replaying import replay_for_terminal
+from vmaweld.cli.replaying import policies_for_terminal, replay_for_terminal
 from vmaweld.policy import PolicyError, parse_policy
 from vmaweld.study.as_json import SCHEMA, answer_data, fidelity_data
 from vmaweld.study.fidelity import check
 from vmaweld.study.many import processors, replay_many
 from vmaweld.study.overview import print_overview
-from vmaweld.study.policies import DEFAULT_BASE, known_policies, study_policies
+from vmaweld.study.policies import DEFAULT_BASE, known_policies
 from vmaweld.study.text import print_answer, print_divergences, print_fidelity
 from vmaweld.study.trace_pipe import trace_pipe
 from vmaweld.trace.store import Trace, TraceError, open_trace
@@ -117,10 +117,7 @@ def command(
 
 
 def _many(paths: list[str], base: str, policies: tuple[str, ...], jobs: int, as_json: bool) -> None:
-    try:
-        chosen = study_policies(base, policies)
-    except PolicyError as error:
-        fail(str(error), USAGE)
+    chosen = policies_for_terminal(base, policies)
     try:
         with ProgressBar() as progress:
             answers = replay_many(

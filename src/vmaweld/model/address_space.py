@@ -309,6 +309,20 @@ class AddressSpace:
         if block < end and block + HUGE_PAGE_SIZE <= vma.end:
             self.prepare_anon_vma(vma)
 
+    def touch_pages(self, vma: VMA, start: int, end: int, *, write: bool) -> int:
+        """Read or write what of ``[start, end)`` lies in `vma` and has pages of its file behind it; where that ends.
+
+        Raises EFAULT where nothing does.
+        """
+        stop = min(self.file_end(vma), end)
+        if stop <= start:
+            raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
+        if write:
+            self.write_pages(vma, start, stop)
+        else:
+            self.read_pages(vma, start, stop)
+        return stop
+
     def file_end(self, vma: VMA) -> int:
         """The address in `vma` past which its file has no pages (touching is SIGBUS); its end if none is known."""
         pages = self.machine.file_pages.get(vma.file, -1) if vma.file else -1

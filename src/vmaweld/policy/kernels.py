@@ -30,7 +30,7 @@ CHANGES: Final[dict[str, frozenset[str]]] = {
 }
 """The series as switches. Patch 1 (the refactor) is the shape of `model/merge.py`; patch 4 its tracepoints."""
 
-_NAME: Final = re.compile(r"linux-(\d+)\.(\d+)(?:\.(\d+))?")
+_NAME: Final = re.compile(r"linux-([1-9]\d*)\.(0|[1-9]\d*)(?:\.(0|[1-9]\d{0,4}))?", re.ASCII)
 _NO_PATCH_LEVEL: Final = re.compile(r"\d+\.\d+\.0-\d")
 
 

@@ -41,7 +41,7 @@ def known_policies() -> str:
 
 def kernel_text(kernel: str, against: str = "") -> list[str]:
     """What is known of a kernel's rules, and where they differ from another's, as lines. Raises PolicyError."""
-    lines = [_standing(name) for name in (kernel, against) if name]
+    lines = [_standing(name) for name in dict.fromkeys((kernel, against)) if name]
     if not against:
         return lines
     found = differences(kernel, against)

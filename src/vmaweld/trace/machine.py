@@ -10,6 +10,7 @@ from pathlib import Path
 from vmaweld.abi import DEFAULT_MAX_MAP_COUNT, PAGE_SIZE
 from vmaweld.kernel import snapshots
 from vmaweld.kernel.errors import KernelError
+from vmaweld.mempolicy import node_mask
 from vmaweld.trace.assembly.exec_image import SPECIAL_FLAGS
 from vmaweld.trace.store import Metadata
 
@@ -25,7 +26,7 @@ def metadata(command: Sequence[str]) -> Metadata:
         max_map_count=_number("/proc/sys/vm/max_map_count", DEFAULT_MAX_MAP_COUNT),
         overcommit=_number("/proc/sys/vm/overcommit_memory", 0),
         thp=transparent_hugepage(),
-        nodes=len(_list(nodes())),
+        nodes=node_mask(nodes()).bit_count(),
     )
 
 
@@ -60,12 +61,3 @@ def _number(path: str, default: int) -> int:
         return int(Path(path).read_text())
     except (OSError, ValueError):
         return default
-
-
-def _list(text: str) -> list[int]:
-    """The numbers of a kernel list such as "0-2,5"."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        low, _, high = part.partition("-")
-        numbers += range(int(low), int(high or low) + 1)
-    return numbers

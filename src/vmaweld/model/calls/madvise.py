@@ -244,14 +244,7 @@ def _populate(space: AddressSpace, start: int, end: int, *, write: bool) -> None
             raise LinuxError(errno.ENOMEM, f"nothing is mapped at {start:#x}")
         if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
             raise LinuxError(errno.EINVAL, f"{start:#x} is not {'writable' if write else 'readable'}")
-        stop = min(space.file_end(vma), end)
-        if stop <= start:
-            raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
-        if write:
-            space.write_pages(vma, start, stop)
-        else:
-            space.read_pages(vma, start, stop)
-        start = stop
+        start = space.touch_pages(vma, start, end, write=write)
 
 
 def _collapse(space: AddressSpace, vma: VMA, start: int, end: int) -> None:

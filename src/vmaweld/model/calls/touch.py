@@ -50,14 +50,7 @@ def _touch(space: AddressSpace, event: Event, *, write: bool) -> None:
                 raise LinuxError(errno.EFAULT, error.why) from None
         if not accessible(space, vma, write=write):
             raise LinuxError(errno.EFAULT, f"{start:#x} is not {'writable' if write else 'readable'}")
-        stop = min(space.file_end(vma), end)
-        if stop <= start:
-            raise LinuxError(errno.EFAULT, f"{start:#x} lies past the end of its file")
-        if write:
-            space.write_pages(vma, start, stop)
-        else:
-            space.read_pages(vma, start, stop)
-        start = stop
+        start = space.touch_pages(vma, start, end, write=write)
 
 
 CALLS: Final[dict[str, Call]] = {

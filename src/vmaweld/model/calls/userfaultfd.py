@@ -59,6 +59,15 @@ def _can_userfault(space: AddressSpace, vma: VMA, flags: int) -> bool:
     return vma.anonymous or shmem or bool(vma.flags & VM_HUGETLB)
 
 
+def _mapped(space: AddressSpace, addr: int, length: int) -> tuple[VMA, int]:
+    """The first VMA of a range, and where the range ends. Raises EINVAL where nothing is mapped in it."""
+    end = _checked(addr, length)
+    first = space.vmas.find(addr)
+    if first is None or first.start >= end:
+        raise LinuxError(errno.EINVAL, f"nothing is mapped at {addr:#x}")
+    return first, end
+
+
 class _UffdRegister(Call):
     """UFFDIO_REGISTER. Returns 0. Raises EINVAL, EPERM, EBUSY, ENOMEM."""
 
@@ -72,10 +81,7 @@ class _UffdRegister(Call):
                 add |= flag
         if not mode or mode & ~7:
             raise LinuxError(errno.EINVAL, f"userfaultfd mode {mode:#x}")
-        end = _checked(addr, event.length)
-        first = space.vmas.find(addr)
-        if first is None or first.start >= end:
-            raise LinuxError(errno.EINVAL, f"nothing is mapped at {addr:#x}")
+        first, end = _mapped(space, addr, event.length)
         vma: VMA | None = first
         while vma is not None and vma.start < end:
             if not _can_userfault(space, vma, add):
@@ -100,10 +106,7 @@ class _UffdUnregister(Call):
     def perform(self, space: AddressSpace, event: Event) -> int:
         addr = event.addr
         context = event.new_addr  # the userfaultfd asked; until 6.16 any would do
-        end = _checked(addr, event.length)
-        first = space.vmas.find(addr)
-        if first is None or first.start >= end:
-            raise LinuxError(errno.EINVAL, f"nothing is mapped at {addr:#x}")
+        first, end = _mapped(space, addr, event.length)
         vma: VMA | None = first
         while vma is not None and vma.start < end:
             if vma.uffd and vma.uffd != context and space.machine.policy.uffd_unregister_own:
