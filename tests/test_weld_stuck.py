@@ -26,7 +26,7 @@ READER = """
 import ctypes, fcntl, os, select, struct, sys, threading, time
 sys.path.insert(0, 'tests')
 from weld_target import fragments
-from vmaweld.kernel import syscalls
+from vmaweld.kernel import syscalls, x86_64
 fragments(3, 2)
 fd = syscalls.raw(x86_64.NR_USERFAULTFD, os.O_CLOEXEC)
 assert fd >= 0
