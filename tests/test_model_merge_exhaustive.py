@@ -439,7 +439,7 @@ def test_a_vma_with_close_is_not_removed() -> None:
 
 
 def test_only_prev_looks_at_no_successor() -> None:
-    """brk since 6.0 asks the predecessor alone."""
+    """brk since 6.1 asks the predecessor alone."""
     request: dict[str, object] = {"range": "new", "av": "none", "forked": False, "special": False, "close": False}
     compare("linux-6.12", [request], neighbours(), neighbours(), only_prev=True)
 

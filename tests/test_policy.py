@@ -58,7 +58,7 @@ def test_a_policy_is_a_kernel_and_its_changes() -> None:
     assert series.rules == pgoff.rules | anon_vma.rules
     grow = parse_policy("linux-5.17+series+grow")
     assert grow.rules == series.rules | {"merge-after-grow"}
-    assert parse_policy("linux-6.1").merge_after_grow, "upstream since 6.0"
+    assert parse_policy("linux-6.1").merge_after_grow, "upstream since 6.1"
     assert grow.name == "linux-5.17+series+grow"
     assert repr(grow) == "<policy linux-5.17+series+grow>"
 

@@ -3,7 +3,7 @@
 
 The range is about to exist (mmap, brk, a moved mapping) or about to change (mprotect and its kin). `decide` asks the
 three questions (the predecessor? the successor? both?) and picks a case; it changes nothing but the state it is
-given. `apply_merge` carries the case out. That split is patch 1 of the series, upstream since 6.0.
+given. `apply_merge` carries the case out. That split is patch 1 of the series, upstream since 6.1.
 
 A merge is one of eight cases. The range goes to the VMA before it, to the one after it, or joins both. It is new, or
 the tail of the VMA that holds it now, or its head, or the whole of it. `_case` has a drawing of each.

@@ -218,13 +218,13 @@ def _expandable(space: AddressSpace, vma: VMA, delta: int) -> bool:
 
 
 def _grow_in_place(space: AddressSpace, vma: VMA, delta: int) -> None:
-    """Extend `vma` upwards; since 6.0 through the merge, which may join it with the VMA it then touches."""
+    """Extend `vma` upwards; since 6.1 through the merge, which may join it with the VMA it then touches."""
     if not space.machine.policy.merge_after_grow:
         vma.end += delta
         return
     m = MergeState.grown(vma, vma.end + delta)
     if space.merge(m) is None:
-        if vma.close and space.machine.policy.close_never_merges:  # 6.0 extends such a VMA without asking
+        if vma.close and space.machine.policy.close_never_merges:  # 6.1.11 extends such a VMA without asking
             vma.end += delta
             return
         raise LinuxError(errno.ENOMEM, f"the VMA at {vma.start:#x} cannot be extended")
